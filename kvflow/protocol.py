@@ -1,0 +1,253 @@
+"""The wire formats shared by service, SDK and engine plugin.
+
+Three surfaces:
+
+* the REST bodies of ``/v1/workflows`` (``WorkflowSpec``, ``StepEvent``, ``StepsView`` ...);
+* the engines' stream ``GET /v1/engines/stream``: server-sent events whose ``event`` field is one of
+  ``snapshot``, ``delta``, ``heartbeat`` (``Snapshot``, ``Delta``, ``Heartbeat``);
+* the metadata a request carries to the engine, ``custom_params = {"kvflow": RequestMetadata}``.
+
+``steps_to_execution`` is an integer, or ``null`` for an agent that cannot run (again).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "CUSTOM_PARAMS_KEY",
+    "DEFAULT_CLIENT_ID",
+    "DEFAULT_LEASE_S",
+    "DEFAULT_TTL_S",
+    "AgentSpec",
+    "AgentView",
+    "ClosedWorkflow",
+    "Delta",
+    "EdgeSpec",
+    "EventsResult",
+    "Heartbeat",
+    "Identifier",
+    "Problem",
+    "RequestMetadata",
+    "Snapshot",
+    "StepEvent",
+    "StepsView",
+    "WorkflowList",
+    "WorkflowSpec",
+    "WorkflowSteps",
+    "WorkflowView",
+]
+
+CUSTOM_PARAMS_KEY: Final = "kvflow"
+DEFAULT_CLIENT_ID: Final = "default"
+DEFAULT_TTL_S: Final = 600.0
+DEFAULT_LEASE_S: Final = 10.0
+MAX_TTL_S: Final = 30 * 24 * 3600.0
+
+Identifier = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*$",
+        description="Letters, digits and . _ : @ - ; starts with a letter or digit.",
+    ),
+]
+TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_S, allow_inf_nan=False)]
+StepsMap = dict[str, Annotated[int, Field(ge=0)] | None]
+
+
+class _Strict(BaseModel):
+    """A body we receive: unknown fields are refused, so that a typo is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Lenient(BaseModel):
+    """A message between our own parts: unknown fields are ignored, so that versions can differ."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class AgentSpec(_Strict):
+    """One agent (node) of an Agent Step Graph."""
+
+    agent_id: Identifier
+    join: Literal["all", "any"] = Field(
+        default="all",
+        description="all: waits for every incoming edge; any: the first one is enough.",
+    )
+    fixed_prefix_tokens: Annotated[int, Field(ge=0, le=10_000_000)] | None = Field(
+        default=None,
+        description="Length in tokens of the prompt part common to all calls; inferred if absent.",
+    )
+
+
+class EdgeSpec(_Strict):
+    """A directed edge: ``target`` can run after ``source`` has finished."""
+
+    source: Identifier
+    target: Identifier
+    kind: Literal["always", "choice"] = Field(
+        default="always",
+        description="always: every finish leads here; choice: one of the sibling choices is taken.",
+    )
+
+
+class WorkflowSpec(_Strict):
+    """Body of ``POST /v1/workflows``."""
+
+    workflow_id: Identifier | None = Field(default=None, description="Made up if absent.")
+    client_id: Identifier = DEFAULT_CLIENT_ID
+    name: Annotated[str, Field(max_length=256)] | None = None
+    ttl_s: TtlSeconds = Field(
+        default=DEFAULT_TTL_S, description="The workflow expires after this long without events."
+    )
+    agents: Annotated[list[AgentSpec], Field(min_length=1, max_length=10_000)]
+    edges: Annotated[list[EdgeSpec], Field(max_length=100_000)] = []
+    entry: Annotated[list[Identifier], Field(min_length=1, max_length=10_000)]
+
+
+class AgentView(_Lenient):
+    """An agent and its present state."""
+
+    agent_id: str
+    join: Literal["all", "any"]
+    fixed_prefix_tokens: int | None
+    running: int = Field(description="Runs of this agent that have started and not finished.")
+    steps_to_execution: int | None
+
+
+class WorkflowView(_Lenient):
+    """A live workflow, as ``POST`` and ``GET`` answer it."""
+
+    workflow_id: str
+    client_id: str
+    name: str | None
+    ttl_s: float
+    expires_in_s: float
+    version: int = Field(description="Grows by one with every applied event; 0 when just created.")
+    agents: list[AgentView]
+    edges: list[EdgeSpec]
+    entry: list[str]
+    steps_started: int
+    mispredictions: int = Field(description="Starts of agents that held no mark.")
+
+
+class WorkflowList(_Lenient):
+    """``GET /v1/workflows``."""
+
+    workflows: list[WorkflowView]
+    next_page: str | None = Field(default=None, description="Pass as ?page= for the rest.")
+
+
+class StepEvent(_Strict):
+    """An agent's step started or finished."""
+
+    type: Literal["step_started", "step_finished"]
+    agent_id: Identifier
+    step_id: Identifier | None = Field(
+        default=None,
+        description="Names this run of the agent, for agents that run in parallel with themselves; "
+        "a repeated event with the same step_id is ignored.",
+    )
+
+
+class EventsResult(_Lenient):
+    """Answer to ``POST /v1/workflows/{workflow_id}/events``."""
+
+    version: int
+    applied: int
+    duplicates: int
+    mispredictions: int
+    steps_to_execution: StepsMap
+
+
+class StepsView(_Lenient):
+    """``GET /v1/workflows/{workflow_id}/steps``."""
+
+    version: int
+    steps_to_execution: StepsMap
+
+
+class Problem(_Lenient):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []
+
+
+class FieldProblem(_Lenient):
+    """One wrong field: where, what is wrong, and what would be right."""
+
+    field: str
+    problem: str
+
+
+class WorkflowSteps(_Lenient):
+    """One workflow on the engines' stream: all its agents, so that a message stands alone."""
+
+    client_id: str
+    workflow_id: str
+    version: int
+    ttl_s: float
+    steps_to_execution: StepsMap
+    fixed_prefix_tokens: dict[str, int] = {}
+
+
+class ClosedWorkflow(_Lenient):
+    """A workflow that was deleted or has expired."""
+
+    client_id: str
+    workflow_id: str
+
+
+class Snapshot(_Lenient):
+    """First message on a stream: everything that is live. Replaces all that was known before."""
+
+    seq: int
+    lease_s: float
+    workflows: list[WorkflowSteps]
+
+
+class Delta(_Lenient):
+    """What changed since the message before; ``seq`` is one more than that message's.
+
+    A receiver that sees any other ``seq`` reconnects and takes the new snapshot.
+    """
+
+    seq: int
+    workflows: list[WorkflowSteps] = []
+    closed: list[ClosedWorkflow] = []
+
+
+class Heartbeat(_Lenient):
+    """Nothing changed, the service is alive. Counts in ``seq`` like a delta."""
+
+    seq: int
+
+
+class RequestMetadata(_Lenient):
+    """``custom_params["kvflow"]`` of a generation request.
+
+    Advisory: a request whose metadata is absent or malformed is served like any other.
+    ``steps_to_execution`` (with ``version``) brings the values in-band, for use without a service.
+    """
+
+    workflow_id: Identifier
+    agent_id: Identifier
+    client_id: Identifier = DEFAULT_CLIENT_ID
+    fixed_prefix_tokens: Annotated[int, Field(ge=0)] | None = None
+    steps_to_execution: StepsMap | None = None
+    version: int | None = None
+    ttl_s: TtlSeconds = DEFAULT_TTL_S
+
+
+Problem.model_rebuild()
