@@ -5,7 +5,8 @@ Three surfaces:
 * the REST bodies of ``/v1/workflows`` (``WorkflowSpec``, ``StepEvent``, ``StepsView`` ...);
 * the engines' stream ``GET /v1/engines/stream``: server-sent events whose ``event`` field is one of
   ``snapshot``, ``delta``, ``heartbeat`` (``Snapshot``, ``Delta``, ``Heartbeat``);
-* the metadata a request carries to the engine, ``custom_params = {"kvflow": RequestMetadata}``.
+* the metadata a request carries to the engine, ``custom_params = {"kvflow": RequestMetadata}``,
+  with in-band steps beside it: ``custom_params["kvflow_steps"] = {agent_id: steps}``.
 
 ``steps_to_execution`` is an integer, or ``null`` for an agent that cannot run (again).
 """
@@ -26,11 +27,16 @@ __all__ = [
     "ClosedWorkflow",
     "Delta",
     "EdgeSpec",
+    "EngineList",
+    "EngineView",
     "EventsResult",
+    "FieldProblem",
+    "Health",
     "Heartbeat",
     "Identifier",
     "Problem",
     "RequestMetadata",
+    "STEPS_PARAMS_KEY",
     "Snapshot",
     "StepEvent",
     "StepsView",
@@ -41,6 +47,7 @@ __all__ = [
 ]
 
 CUSTOM_PARAMS_KEY: Final = "kvflow"
+STEPS_PARAMS_KEY: Final = "kvflow_steps"
 DEFAULT_CLIENT_ID: Final = "default"
 DEFAULT_TTL_S: Final = 600.0
 DEFAULT_LEASE_S: Final = 10.0
@@ -203,29 +210,38 @@ class WorkflowSteps(_Lenient):
 
 
 class ClosedWorkflow(_Lenient):
-    """A workflow that was deleted or has expired."""
+    """A workflow that was deleted or has expired (its id may be in use again, see ``Delta``)."""
 
     client_id: str
     workflow_id: str
 
 
 class Snapshot(_Lenient):
-    """First message on a stream: everything that is live. Replaces all that was known before."""
+    """First message on a stream: everything that is live. Replaces all that was known before.
+
+    With ``more`` set, what is live did not fit into one message of moderate size: the rest follows
+    at once in deltas, and the first message with ``more`` false ends it. Until then a receiver may
+    keep using what it knew of workflows it has not seen yet.
+    """
 
     seq: int
     lease_s: float
     workflows: list[WorkflowSteps]
+    more: bool = False
 
 
 class Delta(_Lenient):
     """What changed since the message before; ``seq`` is one more than that message's.
 
-    A receiver that sees any other ``seq`` reconnects and takes the new snapshot.
+    A receiver that sees any other ``seq`` reconnects and takes the new snapshot. ``closed`` is
+    applied before ``workflows``: a workflow in both was deleted and created anew (its ``version``
+    starts at 0 again). ``more``: the first state is still not complete, see ``Snapshot``.
     """
 
     seq: int
     workflows: list[WorkflowSteps] = []
     closed: list[ClosedWorkflow] = []
+    more: bool = False
 
 
 class Heartbeat(_Lenient):
@@ -234,11 +250,33 @@ class Heartbeat(_Lenient):
     seq: int
 
 
+class EngineView(_Lenient):
+    """One engine connected to the stream."""
+
+    engine_id: str
+    connected_for_s: float
+    last_seq: int = Field(description="Sequence number of the last message handed to it.")
+    pending: int = Field(description="Workflows that changed and have not been sent to it yet.")
+
+
+class EngineList(_Lenient):
+    """``GET /v1/engines``."""
+
+    engines: list[EngineView]
+
+
+class Health(_Lenient):
+    """``GET /health`` and ``GET /ready``."""
+
+    status: Literal["ok", "ready"]
+
+
 class RequestMetadata(_Lenient):
     """``custom_params["kvflow"]`` of a generation request.
 
     Advisory: a request whose metadata is absent or malformed is served like any other.
-    ``steps_to_execution`` (with ``version``) brings the values in-band, for use without a service.
+    ``steps_to_execution`` comes from ``custom_params["kvflow_steps"]`` (SGLang's ``custom_params``
+    hold one level of scalars only); it brings the values in-band, for use without a service.
     """
 
     workflow_id: Identifier

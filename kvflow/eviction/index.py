@@ -1,0 +1,83 @@
+"""An index of evictable nodes, kept in eviction order while the tree changes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+from kvflow.eviction.order import EvictionKey
+
+__all__ = ["EvictionIndex"]
+
+N = TypeVar("N", bound=Hashable)
+
+_SLACK = 64
+_MAX_STALE_RATIO = 3
+
+
+class EvictionIndex(Generic[N]):
+    """The evictable nodes, lowest eviction key first.
+
+    A binary heap with lazy deletion: ``add`` and ``refresh`` push, ``discard`` only forgets, and
+    ``lowest`` drops what is out of date when it meets it. So a change costs O(log n) and an
+    eviction pays for what it evicts, not for all the leaves there are. (SGLang's Python tree core
+    builds a heap of all leaves at each eviction: 0.5.23,
+    ``mem_cache/unified_cache/components/full.py``.)
+
+    A key may grow unannounced (a node was accessed, so its recency moved on); whatever may lower
+    a key has to be followed by ``refresh``.
+
+    Not thread-safe: it belongs to the thread that owns the tree.
+    """
+
+    __slots__ = ("_heap", "_key", "_keys", "_tie")
+
+    def __init__(self, key: Callable[[N], EvictionKey], tie: Callable[[N], int]) -> None:
+        """``key`` ranks a node; ``tie`` is unique per node, so that equal keys are ordered too."""
+        self._key = key
+        self._tie = tie
+        self._heap: list[tuple[EvictionKey, int, N]] = []
+        self._keys: dict[N, EvictionKey] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._keys
+
+    def add(self, node: N) -> None:
+        """Make ``node`` evictable; nothing happens if it is. O(log n) amortised."""
+        if node not in self._keys:
+            self._push(node, self._key(node))
+
+    def discard(self, node: N) -> None:
+        """Make ``node`` not evictable; nothing happens if it is not. O(1)."""
+        self._keys.pop(node, None)
+
+    def refresh(self, node: N) -> None:
+        """Rank ``node`` anew after its weight changed; ignored if it is not evictable."""
+        known = self._keys.get(node)
+        if known is not None and (key := self._key(node)) != known:
+            self._push(node, key)
+
+    def lowest(self) -> N | None:
+        """The node to evict first, left in place; None if nothing is evictable."""
+        heap = self._heap
+        while heap:
+            key, tie, node = heap[0]
+            if self._keys.get(node) != key:
+                heapq.heappop(heap)
+            elif (now := self._key(node)) != key:
+                self._keys[node] = now
+                heapq.heapreplace(heap, (now, tie, node))
+            else:
+                return node
+        return None
+
+    def _push(self, node: N, key: EvictionKey) -> None:
+        self._keys[node] = key
+        heapq.heappush(self._heap, (key, self._tie(node), node))
+        if len(self._heap) > _SLACK + _MAX_STALE_RATIO * len(self._keys):
+            self._heap = [(k, self._tie(n), n) for n, k in self._keys.items()]
+            heapq.heapify(self._heap)

@@ -1,0 +1,230 @@
+"""Learning, from an agent's calls, which part of its prompt will be read again.
+
+Two things are learned, both from token ids alone:
+
+* the *fixed prefix* of an agent: what its recent prompts have in common. One call has all of its
+  prompt in common with itself, so a prompt is held to be fixed until a second call shows which
+  part is;
+* whether an agent *continues its conversation*: whether its next prompt in a workflow begins with
+  its last prompt and answer, as a chat agent's does. The paper evicts such context first; keeping
+  it is what a growing chat needs.
+
+Source: KVFlow, arXiv 2507.07400, section on the fixed-prompt boundary ("inferred as the
+consistently hit prefix").
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["AgentCall", "CallLearner", "Conversation", "Lesson", "common_prefix_length"]
+
+CALLS_PER_WINDOW: Final = 8
+CONVERSATIONS_PER_AGENT: Final = 4
+DEFAULT_TOKEN_BUDGET: Final = 8_000_000
+_MAX_CHAT_SCORE: Final = 2
+
+_Scope = tuple[Hashable, Hashable]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCall:
+    """A finished call of an agent.
+
+    Attributes:
+        agent: identity of the agent across workflows (client, agent, cache namespace).
+        workflow: the workflow the call was made for.
+        prompt: token ids of the prompt.
+        answer: token ids generated.
+        fixed_prefix_tokens: length of the fixed prefix where the caller states it.
+    """
+
+    agent: Hashable
+    workflow: Hashable
+    prompt: array[int]
+    answer: array[int]
+    fixed_prefix_tokens: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """The last prompt and answer of one line of conversation. Compared by identity."""
+
+    tokens: array[int]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a call taught.
+
+    Attributes:
+        fixed_tokens: length of the agent's fixed prefix in this prompt.
+        conversation: the line of conversation this call belongs to.
+        keep_history: whether prompt and answer of this call are likely to be read again.
+        ended: conversations given up to bound memory; nothing will be learned from them.
+    """
+
+    fixed_tokens: int
+    conversation: Conversation
+    keep_history: bool
+    ended: tuple[Conversation, ...] = ()
+
+
+@dataclass(slots=True)
+class _FixedPrefix:
+    """Prefix common to the recent calls: to those of the window before and of this one.
+
+    Two windows, so that a single odd prompt (a health check, a changed system prompt) is
+    forgotten after at most two windows instead of shortening the prefix for good.
+    """
+
+    before: array[int] | None = None
+    current: array[int] | None = None
+    calls: int = 0
+
+    def observe(self, prompt: array[int]) -> int:
+        if self.current is None:
+            self.current = prompt
+        else:
+            length = common_prefix_length(self.current, prompt)
+            if length < len(self.current):
+                self.current = self.current[:length]
+        self.calls += 1
+        length = len(self.current)
+        if self.before is not None:
+            length = min(length, common_prefix_length(self.before, prompt))
+        if self.calls == CALLS_PER_WINDOW:
+            self.before, self.current, self.calls = self.current, None, 0
+        return length
+
+    def size(self) -> int:
+        return sum(len(t) for t in (self.before, self.current) if t is not None)
+
+
+@dataclass(slots=True)
+class _Agent:
+    fixed: _FixedPrefix = field(default_factory=_FixedPrefix)
+    chat_score: int = 0
+
+
+class CallLearner:
+    """Learns from finished calls, within a budget of remembered tokens.
+
+    Where the budget is exceeded the least recently called agents and conversations are forgotten;
+    they are learned anew when they call again. Deterministic: the same calls teach the same
+    lessons, which tensor-parallel ranks rely on. A call costs O(prompt tokens).
+    """
+
+    def __init__(self, token_budget: int = DEFAULT_TOKEN_BUDGET) -> None:
+        self._token_budget = token_budget
+        self._agents: OrderedDict[Hashable, _Agent] = OrderedDict()
+        self._lines: OrderedDict[_Scope, list[Conversation]] = OrderedDict()
+        self._scopes: defaultdict[Hashable, set[_Scope]] = defaultdict(set)
+        self._tokens = 0
+
+    @property
+    def remembered_tokens(self) -> int:
+        """Token ids held now; at most the budget plus what one agent needs."""
+        return self._tokens
+
+    def observe(self, call: AgentCall) -> Lesson:
+        """Learn from a finished call."""
+        agent = self._agents.setdefault(call.agent, _Agent())
+        self._agents.move_to_end(call.agent)
+        if call.fixed_prefix_tokens is not None:
+            fixed_tokens = min(call.fixed_prefix_tokens, len(call.prompt))
+        else:
+            held = agent.fixed.size()
+            fixed_tokens = agent.fixed.observe(call.prompt)
+            self._tokens += agent.fixed.size() - held
+        conversation, ended = self._continue_line(call, agent)
+        return Lesson(
+            fixed_tokens, conversation, agent.chat_score > 0, (*ended, *self._trim(conversation))
+        )
+
+    def forget_workflow(self, workflow: Hashable) -> list[Conversation]:
+        """Drop the conversations of a workflow that has ended; what its agents taught stays."""
+        scopes = tuple(self._scopes.get(workflow, ()))
+        return [line for scope in scopes for line in self._drop_scope(scope)]
+
+    def _continue_line(
+        self, call: AgentCall, agent: _Agent
+    ) -> tuple[Conversation, list[Conversation]]:
+        scope = (call.workflow, call.agent)
+        lines = self._lines.setdefault(scope, [])
+        self._lines.move_to_end(scope)
+        self._scopes[call.workflow].add(scope)
+        tokens = call.prompt + call.answer
+        ended: list[Conversation] = []
+        line = max(
+            (known for known in lines if _continues(known, call.prompt)),
+            key=lambda known: len(known.tokens),
+            default=None,
+        )
+        if line is not None:
+            agent.chat_score = min(agent.chat_score + 1, _MAX_CHAT_SCORE)
+            self._tokens -= len(line.tokens)
+            lines.remove(line)
+            line.tokens, line.prompt_tokens = tokens, len(call.prompt)
+        else:
+            if lines:
+                agent.chat_score = max(agent.chat_score - 1, 0)
+            line = Conversation(tokens, len(call.prompt))
+        lines.append(line)
+        self._tokens += len(tokens)
+        if len(lines) > CONVERSATIONS_PER_AGENT:
+            ended.append(lines.pop(0))
+            self._tokens -= len(ended[-1].tokens)
+        return line, ended
+
+    def _trim(self, newest: Conversation) -> list[Conversation]:
+        ended: list[Conversation] = []
+        while self._tokens > self._token_budget:
+            oldest = next(iter(self._lines), None)
+            if oldest is not None and newest not in self._lines[oldest]:
+                ended += self._drop_scope(oldest)
+            elif len(self._agents) > 1:
+                _, agent = self._agents.popitem(last=False)
+                self._tokens -= agent.fixed.size()
+            else:
+                break
+        return ended
+
+    def _drop_scope(self, scope: _Scope) -> list[Conversation]:
+        lines = self._lines.pop(scope)
+        workflow = scope[0]
+        self._scopes[workflow].discard(scope)
+        if not self._scopes[workflow]:
+            del self._scopes[workflow]
+        self._tokens -= sum(len(line.tokens) for line in lines)
+        return lines
+
+
+def _continues(line: Conversation, prompt: array[int]) -> bool:
+    """Whether ``prompt`` takes up all of the line's last prompt and more of it than that.
+
+    The answer need not match to its end: a chat template may tokenise it differently when it
+    comes back as a message.
+    """
+    shared = common_prefix_length(line.tokens, prompt)
+    return line.prompt_tokens < shared < len(prompt)
+
+
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading items ``a`` and ``b`` have in common. O(length), compared slice-wise."""
+    high = min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

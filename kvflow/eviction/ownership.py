@@ -1,0 +1,92 @@
+"""Who will read a node of the radix tree: the link between agents and nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Generic, Literal, TypeVar
+
+from kvflow.eviction.order import NodeKind
+from kvflow.graph import INFINITE_STEPS
+
+__all__ = ["Owner", "OwnershipMap"]
+
+N = TypeVar("N", bound=Hashable)
+
+
+class Owner(Generic[N]):
+    """Something that will read one path of the tree again: an agent, or an agent's conversation.
+
+    Attributes:
+        kind: ``prefix`` for an agent's fixed prompt, ``history`` for a conversation.
+        steps: its steps-to-execution now.
+        nodes: the nodes of its path. They form one chain from the root, so at any time at most
+            one of them is a leaf of a tier.
+    """
+
+    __slots__ = ("kind", "nodes", "steps")
+
+    def __init__(self, kind: Literal["prefix", "history"], steps: float = INFINITE_STEPS) -> None:
+        self.kind = kind
+        self.steps = steps
+        self.nodes: set[N] = set()
+
+
+class OwnershipMap(Generic[N]):
+    """Owners per node. Survives splits; forgets nodes that leave the tree.
+
+    Not thread-safe: it belongs to the thread that owns the tree.
+    """
+
+    __slots__ = ("_owners",)
+
+    def __init__(self) -> None:
+        self._owners: dict[N, set[Owner[N]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def mark_seen(self, nodes: Iterable[N]) -> None:
+        """Note that a request of some workflow brought these nodes (else they are unknown)."""
+        for node in nodes:
+            self._owners.setdefault(node, set())
+
+    def assign(self, owner: Owner[N], path: Iterable[N]) -> set[N]:
+        """Make ``path`` the path of ``owner``, in place of the one it had.
+
+        Returns:
+            The nodes whose rank may have changed. O(old path + new path).
+        """
+        new = set(path)
+        left = owner.nodes - new
+        joined = new - owner.nodes
+        for node in left:
+            self._owners[node].discard(owner)
+        for node in joined:
+            self._owners.setdefault(node, set()).add(owner)
+        owner.nodes = new
+        return left | joined
+
+    def split(self, upper: N, lower: N) -> None:
+        """``lower`` was split and ``upper`` is the new node above it: it has the same owners."""
+        owners = self._owners.get(lower)
+        if owners is not None:
+            self._owners[upper] = set(owners)
+            for owner in owners:
+                owner.nodes.add(upper)
+
+    def forget(self, node: N) -> None:
+        """``node`` left the tree."""
+        for owner in self._owners.pop(node, ()):
+            owner.nodes.discard(node)
+
+    def rank(self, node: N) -> tuple[NodeKind, float]:
+        """What the node is and the steps that count: the minimum over its owners."""
+        owners = self._owners.get(node)
+        if not owners:
+            return ("unknown" if owners is None else "suffix", INFINITE_STEPS)
+        nearest = min(owners, key=_by_steps_prefix_first)
+        return (nearest.kind, nearest.steps)
+
+
+def _by_steps_prefix_first(owner: Owner[N]) -> tuple[float, bool]:
+    return (owner.steps, owner.kind == "history")

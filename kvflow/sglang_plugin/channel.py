@@ -1,0 +1,221 @@
+"""The engine's one outgoing connection to the KVFlow service.
+
+A thread of the first rank reads the service's stream and queues control messages; the scheduler
+thread takes them from the queue and hands them to the broadcast. The thread touches nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import ValidationError
+
+from kvflow.protocol import DEFAULT_LEASE_S, Delta, Heartbeat, Snapshot, WorkflowSteps
+from kvflow.sglang_plugin.control import (
+    ControlMessage,
+    LeaseLost,
+    ServiceUpdate,
+    WorkflowUpdate,
+)
+from kvflow.sglang_plugin.settings import PluginSettings
+
+__all__ = ["ServiceChannel"]
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 2.0
+BACKOFF_S = (0.1, 5.0)
+WORKFLOWS_PER_MESSAGE = 100
+
+
+class ServiceChannel:
+    """Reads ``GET /v1/engines/stream`` and keeps the lease.
+
+    Messages have to arrive in sequence; on a gap, or on anything unexpected, the connection is
+    made anew and begins with a snapshot. When nothing at all was heard for a lease, one
+    ``LeaseLost`` is queued, and the engine is plain LRU until the service is back.
+    """
+
+    def __init__(self, service_url: str, settings: PluginSettings) -> None:
+        self._settings = settings
+        self._url = f"{service_url}/v1/engines/stream"
+        self._lease_s = settings.lease_s or DEFAULT_LEASE_S
+        self._heard_s: float | None = None
+        self._queue: deque[ControlMessage] = deque()
+        self._stop = threading.Event()
+        self._complained: str | None = None
+        self._thread = threading.Thread(target=self._run, name="kvflow-channel", daemon=True)
+
+    def start(self) -> None:
+        """Connect in the background; never blocks, never raises."""
+        self._thread.start()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Stop reading. The thread ends at its next message or timeout."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    def take(self) -> ControlMessage | None:
+        """The next message, or None. Never blocks.
+
+        One call hands out at most ``WORKFLOWS_PER_MESSAGE`` workflows, so taking one message a
+        scheduler step keeps a large snapshot from holding up the requests.
+        """
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return None
+
+    def _run(self) -> None:
+        delay_s = BACKOFF_S[0]
+        while not self._stop.is_set():
+            connected_s = time.monotonic()
+            try:
+                self._read_stream()
+                reason = "the service closed the stream"
+            except (httpx2.HTTPError, OSError, ValidationError, _StreamError) as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            except Exception:
+                logger.exception("KVFlow channel: unexpected error; reconnecting")
+                reason = "unexpected error"
+            self._complain(reason)
+            if self._heard_s is not None and self._heard_s > connected_s:
+                delay_s = BACKOFF_S[0]
+            self._wait(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 2, BACKOFF_S[1])
+
+    def _wait(self, delay_s: float) -> None:
+        until_s = time.monotonic() + delay_s
+        while not self._stop.is_set() and (left_s := until_s - time.monotonic()) > 0:
+            self._check_lease()
+            self._stop.wait(min(left_s, 0.2))
+
+    def _check_lease(self) -> None:
+        if self._heard_s is not None and time.monotonic() - self._heard_s > self._lease_s:
+            self._heard_s = None
+            self._queue.append(LeaseLost())
+            logger.warning(
+                "KVFlow: nothing heard from %s for %.1f s; the engine goes on with plain LRU",
+                self._settings.service_url,
+                self._lease_s,
+            )
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._complained and not self._stop.is_set():
+            self._complained = reason
+            logger.warning(
+                "KVFlow: no stream from %s (%s); retrying in the background. "
+                "Start the service with 'kvflow serve', or set KVFLOW_SERVICE_URL.",
+                self._settings.service_url,
+                reason,
+            )
+
+    def _read_stream(self) -> None:
+        headers = {"Accept": "text/event-stream"}
+        if self._settings.api_key:
+            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        host = urlsplit(self._url).hostname or ""
+        timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=self._lease_s)
+        with (
+            httpx2.Client(timeout=timeout, trust_env=not _is_loopback(host)) as client,
+            client.stream(
+                "GET", self._url, headers=headers, params={"engine_id": self._settings.engine_id}
+            ) as response,
+        ):
+            if response.status_code != 200:
+                hint = (
+                    "; set KVFLOW_API_KEY to the service's key"
+                    if response.status_code == 401
+                    else ""
+                )
+                raise _StreamError(f"HTTP {response.status_code}{hint}")
+            expected = 0
+            for event, data in _events(response.iter_lines()):
+                if self._stop.is_set():
+                    return
+                expected = self._receive(event, data, expected)
+
+    def _receive(self, event: str, data: str, expected: int) -> int:
+        message: Snapshot | Delta | Heartbeat
+        if event == "snapshot":
+            message = Snapshot.model_validate_json(data)
+        elif event == "delta":
+            message = Delta.model_validate_json(data)
+        elif event == "heartbeat":
+            message = Heartbeat.model_validate_json(data)
+        else:
+            return expected
+        if message.seq != expected or (expected == 0) != isinstance(message, Snapshot):
+            raise _StreamError(f"gap: got {event} {message.seq}, expected {expected}; resyncing")
+        self._heard_s = time.monotonic()
+        if isinstance(message, Snapshot):
+            self._lease_s = self._settings.lease_s or message.lease_s
+            if self._complained is not None:
+                logger.warning("KVFlow: stream from %s is back", self._settings.service_url)
+                self._complained = None
+            self._queue.extend(_snapshot_parts(message.workflows))
+        elif isinstance(message, Delta):
+            self._queue.extend(_delta_parts(message))
+        return expected + 1
+
+
+class _StreamError(Exception):
+    """The stream said something that cannot be used."""
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """``(event, data)`` of each server-sent event. Comments and unknown fields are skipped."""
+    event, data = "message", list[str]()
+    for line in lines:
+        if not line:
+            if data:
+                yield event, "\n".join(data)
+            event, data = "message", list[str]()
+        elif line.startswith("event:"):
+            event = line[6:].strip()
+        elif line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+
+
+def _snapshot_parts(workflows: list[WorkflowSteps]) -> Iterator[ServiceUpdate]:
+    starts = range(0, max(len(workflows), 1), WORKFLOWS_PER_MESSAGE)
+    for start in starts:
+        yield ServiceUpdate(
+            workflows=tuple(map(_update, workflows[start : start + WORKFLOWS_PER_MESSAGE])),
+            snapshot_begins=start == 0,
+            snapshot_ends=start == starts[-1],
+        )
+
+
+def _delta_parts(delta: Delta) -> Iterator[ServiceUpdate]:
+    closed = tuple((c.client_id, c.workflow_id) for c in delta.closed)
+    starts = range(0, max(len(delta.workflows), 1), WORKFLOWS_PER_MESSAGE)
+    for start in starts:
+        yield ServiceUpdate(
+            workflows=tuple(map(_update, delta.workflows[start : start + WORKFLOWS_PER_MESSAGE])),
+            closed=closed if start == 0 else (),
+        )
+
+
+def _update(workflow: WorkflowSteps) -> WorkflowUpdate:
+    return WorkflowUpdate(
+        key=(workflow.client_id, workflow.workflow_id),
+        version=workflow.version,
+        steps_to_execution={
+            agent_id: math.inf if steps is None else steps
+            for agent_id, steps in workflow.steps_to_execution.items()
+        },
+        fixed_prefix_tokens=workflow.fixed_prefix_tokens,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

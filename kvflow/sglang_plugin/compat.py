@@ -1,0 +1,71 @@
+"""Which SGLang versions the plugin was tried against, and what differs between them.
+
+| SGLang | FULL component module     | tree core chosen by   | finished request enters by |
+|--------|---------------------------|-----------------------|----------------------------|
+| 0.5.17 | components.full_component | environment variable  | cache_finished_req         |
+| 0.5.23 | components.full           | CacheInitParams field | checkpoint_into_tree       |
+
+Common to both, private, and relied on (``sglang/srt/mem_cache/...``):
+
+* ``unified_cache/unified_tree_core.py``: ``UnifiedTreeCore`` keeps ``evictable_device_leaves`` and
+  ``evictable_host_leaves`` up to date through ``add`` and ``discard`` alone; ``_split_node``
+  returns ``(upper node, action)``; ``_unregister_node`` is called for each node that leaves;
+* ``unified_cache/components``: ``FullComponent._evict_device_start/_next_node/_end`` and
+  ``drive_host_eviction`` choose the victims;
+* ``unified_radix_cache.py``: ``evict`` and (0.5.23) ``evict_for_alloc`` state the shortfall,
+  ``_execute_kv_backup`` writes one node to the host pool;
+* ``managers/scheduler_components/request_receiver.py``: the list that ``_pull_raw_reqs`` returns on
+  the first rank is what all ranks receive; ``Scheduler.process_input_requests`` dispatches it.
+
+``tests/sglang_plugin/test_compat.py`` checks these one by one and names the one that broke.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from kvflow.errors import UnsupportedEngineError
+
+__all__ = ["SUPPORTED", "check_version", "select_tree_core", "served_model_name"]
+
+SUPPORTED: Final = ("0.5.17", "0.5.23")
+TREE_CORE_VARIABLE: Final = "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"
+
+
+def check_version() -> str:
+    """The installed SGLang's version.
+
+    Raises:
+        UnsupportedEngineError: it is not in the table; SGLang is then left as it is.
+    """
+    try:
+        installed = version("sglang")
+    except PackageNotFoundError:
+        raise UnsupportedEngineError("SGLang is not installed") from None
+    if installed.split("+")[0] not in SUPPORTED:
+        raise UnsupportedEngineError(
+            f"SGLang {installed} was not tried with this KVFlow (tried: {', '.join(SUPPORTED)}); "
+            "SGLang is left as it is and --radix-cache-backend kvflow is not offered. "
+            f"Install sglang=={SUPPORTED[-1]}, or a KVFlow release that knows {installed}."
+        )
+    return installed
+
+
+def select_tree_core(params: Any, name: str) -> None:
+    """Have the cache that is built from ``params`` use the tree core registered as ``name``."""
+    if "tree_core_backend" in {field.name for field in dataclasses.fields(params)}:
+        params.tree_core_backend = name
+    else:
+        os.environ[TREE_CORE_VARIABLE] = name
+
+
+def served_model_name(server_args: Any) -> str:
+    """The name SGLang's own metrics carry as ``model_name``."""
+    try:
+        from sglang.srt.runtime_context import get_serving
+    except ImportError:  # 0.5.17: resolved on the arguments themselves
+        return str(server_args.served_model_name)
+    return str(get_serving().served_model_name)

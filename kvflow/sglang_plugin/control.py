@@ -1,0 +1,57 @@
+"""Messages from the KVFlow service to the scheduler processes of one engine.
+
+They travel through the list that SGLang's first rank broadcasts to all its ranks, so every rank
+applies the same message at the same scheduler step. Plain picklable values, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["ControlMessage", "LeaseLost", "ServiceUpdate", "Tick", "WorkflowKey", "WorkflowUpdate"]
+
+WorkflowKey = tuple[str, str]
+"""``(client_id, workflow_id)``"""
+
+
+class ControlMessage:
+    """Base of everything that is not a request of SGLang's own."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowUpdate:
+    """The present steps-to-execution of all agents of one workflow (``math.inf`` for none)."""
+
+    key: WorkflowKey
+    version: int
+    steps_to_execution: Mapping[str, float]
+    fixed_prefix_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceUpdate(ControlMessage):
+    """News from the service; receiving one means that the lease is held.
+
+    A snapshot may come in several parts. What was known before and is in none of them is dropped
+    with the last part, so weights do not vanish while a snapshot is on its way.
+    """
+
+    workflows: tuple[WorkflowUpdate, ...] = ()
+    closed: tuple[WorkflowKey, ...] = ()
+    snapshot_begins: bool = False
+    snapshot_ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost(ControlMessage):
+    """Nothing was heard from the service for a whole lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(ControlMessage):
+    """The first rank's clock, in seconds: the only clock that all ranks share."""
+
+    now_s: float

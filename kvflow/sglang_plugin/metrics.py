@@ -1,0 +1,114 @@
+"""KVFlow's metrics on the engine's own ``/metrics``."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from kvflow.eviction import NodeKind
+
+__all__ = ["AgentClass", "EngineMetrics", "NoMetrics", "Tier", "prometheus_metrics"]
+
+Tier = Literal["device", "host"]
+AgentClass = Literal["predicted", "unpredicted", "none"]
+"""Requests by what was known when they came: ``predicted`` if a live workflow gave their agent
+finite steps, ``unpredicted`` if they named an agent but no workflow expected it, ``none`` if they
+named no agent."""
+
+
+class EngineMetrics(Protocol):
+    """What the plugin reports. Called on the scheduler thread only."""
+
+    def evicted(self, tier: Tier, kind: NodeKind, tokens: int) -> None: ...
+    def served(self, agent_class: AgentClass, query_tokens: int, hit_tokens: int) -> None: ...
+    def decided(self, tier: Tier, seconds: float) -> None: ...
+    def state(self, updates_applied: int, lease_held: bool, live_workflows: int) -> None: ...
+
+
+class NoMetrics:
+    """For ranks that report nothing, and engines without ``--enable-metrics``."""
+
+    def evicted(self, tier: Tier, kind: NodeKind, tokens: int) -> None:
+        """Report nothing."""
+
+    def served(self, agent_class: AgentClass, query_tokens: int, hit_tokens: int) -> None:
+        """Report nothing."""
+
+    def decided(self, tier: Tier, seconds: float) -> None:
+        """Report nothing."""
+
+    def state(self, updates_applied: int, lease_held: bool, live_workflows: int) -> None:
+        """Report nothing."""
+
+
+class _PrometheusMetrics:
+    def __init__(self, model_name: str) -> None:
+        # Imported late: SGLang sets PROMETHEUS_MULTIPROC_DIR before its first metric.
+        from prometheus_client import Counter, Gauge, Histogram
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, ["model_name", *labels])
+
+        self._model = model_name
+        self._evicted = counter(
+            "kvflow_evicted_tokens_total",
+            "Tokens evicted, by tier and kind of node.",
+            "tier",
+            "kind",
+        )
+        self._requests = counter(
+            "kvflow_requests_total", "Finished requests, by agent class.", "agent_class"
+        )
+        self._queried = counter(
+            "kvflow_query_tokens_total", "Prompt tokens of requests, by agent class.", "agent_class"
+        )
+        self._hit = counter(
+            "kvflow_hit_tokens_total",
+            "Prompt tokens found in cache, by agent class.",
+            "agent_class",
+        )
+        self._updates = counter("kvflow_updates_applied_total", "Workflow updates applied.")
+        self._lease = Gauge(
+            "kvflow_lease_held",
+            "1 while the KVFlow service is heard from, else 0 (then the engine is plain LRU).",
+            ["model_name"],
+            multiprocess_mode="mostrecent",
+        )
+        self._live = Gauge(
+            "kvflow_live_workflows",
+            "Workflows that weigh on eviction now.",
+            ["model_name"],
+            multiprocess_mode="mostrecent",
+        )
+        self._decision = Histogram(
+            "kvflow_eviction_decision_seconds",
+            "Time to choose one victim.",
+            ["model_name", "tier"],
+            buckets=(5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2e-2, 0.1),
+        )
+        self._updates_seen = 0
+        for kind in ("prefix", "history", "suffix", "unknown"):
+            for tier in ("device", "host"):
+                self._evicted.labels(model_name, tier, kind)
+        self.state(0, False, 0)
+
+    def evicted(self, tier: Tier, kind: NodeKind, tokens: int) -> None:
+        self._evicted.labels(self._model, tier, kind).inc(tokens)
+
+    def served(self, agent_class: AgentClass, query_tokens: int, hit_tokens: int) -> None:
+        self._requests.labels(self._model, agent_class).inc()
+        self._queried.labels(self._model, agent_class).inc(query_tokens)
+        self._hit.labels(self._model, agent_class).inc(hit_tokens)
+
+    def decided(self, tier: Tier, seconds: float) -> None:
+        self._decision.labels(self._model, tier).observe(seconds)
+
+    def state(self, updates_applied: int, lease_held: bool, live_workflows: int) -> None:
+        self._updates.labels(self._model).inc(updates_applied - self._updates_seen)
+        self._updates_seen = updates_applied
+        self._lease.labels(self._model).set(lease_held)
+        self._live.labels(self._model).set(live_workflows)
+
+
+def prometheus_metrics(model_name: str) -> EngineMetrics:
+    """Metrics in the process's default registry, where SGLang's own are."""
+    return _PrometheusMetrics(model_name)

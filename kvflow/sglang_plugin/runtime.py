@@ -1,0 +1,162 @@
+"""The plugin's life in one process: what it registers with SGLang, and what runs each step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from kvflow.sglang_plugin.channel import ServiceChannel
+from kvflow.sglang_plugin.compat import check_version, select_tree_core, served_model_name
+from kvflow.sglang_plugin.control import ControlMessage, Tick
+from kvflow.sglang_plugin.settings import PluginSettings
+
+if TYPE_CHECKING:
+    from kvflow.sglang_plugin.tree import KVFlowRadixCache
+
+__all__ = ["PluginRuntime"]
+
+logger = logging.getLogger(__name__)
+
+BACKEND = "kvflow"
+TICK_S = 1.0
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_RECEIVER = "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver"
+
+
+class PluginRuntime:
+    """State of the plugin in one process of SGLang.
+
+    In a process that has no KVFlow cache (the launcher, the detokenizer, a scheduler that was
+    started without ``--radix-cache-backend kvflow``) its hooks do nothing.
+    """
+
+    def __init__(self, settings: PluginSettings) -> None:
+        self._settings = settings
+        self._cache: KVFlowRadixCache | None = None
+        self._channel: ServiceChannel | None = None
+        self._pp_rank = 0
+        self._tick_s = 0.0
+
+    def install(self) -> None:
+        """Register the cache, the tree core and the two hooks.
+
+        Raises:
+            UnsupportedEngineError: this SGLang is not in the compatibility table.
+        """
+        check_version()
+        from sglang.srt.mem_cache.registry import register_radix_cache_backend
+        from sglang.srt.mem_cache.unified_cache.tree_core_registry import (
+            register_tree_core_backend,
+        )
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        register_radix_cache_backend(BACKEND, self.create_cache)
+        register_tree_core_backend(BACKEND, _create_tree_core)
+        HookRegistry.register(f"{_RECEIVER}._pull_raw_reqs", self.add_messages, HookType.AFTER)
+        HookRegistry.register(
+            f"{_SCHEDULER}.process_input_requests", self.take_messages, HookType.AROUND
+        )
+
+    def create_cache(self, ctx: Any) -> Any:
+        """Factory behind ``--radix-cache-backend kvflow``."""
+        from sglang.srt.mem_cache import registry
+        from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+        from kvflow.sglang_plugin.metrics import prometheus_metrics
+        from kvflow.sglang_plugin.tree import KVFlowFullComponent, KVFlowRadixCache
+
+        params = ctx.params
+        if params.enable_session_radix_cache:
+            raise ValueError(
+                "--radix-cache-backend kvflow does not go with --enable-session-radix-cache: "
+                "both order eviction. Leave one of them out."
+            )
+        params.component_registry_override = {
+            **(params.component_registry_override or {}),
+            ComponentType.FULL: KVFlowFullComponent,
+        }
+        select_tree_core(params, BACKEND)
+        cache = _build(registry, ctx, KVFlowRadixCache)
+        if params.enable_metrics and ctx.tp_rank == 0:
+            cache.report_to(prometheus_metrics(served_model_name(ctx.server_args)))
+        self._pp_rank = params.pp_rank
+        self._cache = cache
+        return cache
+
+    def add_messages(self, recv_reqs: list[Any] | None, *args: Any, **kwargs: Any) -> Any:
+        """After the first rank pulled its requests: add what the service said.
+
+        Ranks that pull nothing get None and leave it so; they receive the broadcast.
+        """
+        if recv_reqs is None or self._cache is None or self._pp_rank != 0:
+            return None
+        if self._channel is None and self._settings.service_url is not None:
+            self._channel = ServiceChannel(self._settings.service_url, self._settings)
+            self._channel.start()
+        messages: list[ControlMessage] = []
+        if self._channel is not None and (message := self._channel.take()) is not None:
+            messages.append(message)
+        if self._cache.kvflow_weights.needs_ticks:
+            now_s = time.monotonic()
+            if now_s - self._tick_s >= TICK_S:
+                self._tick_s = now_s
+                messages.append(Tick(now_s))
+        return [*messages, *recv_reqs] if messages else None
+
+    def take_messages(self, original: Any, scheduler: Any, recv_reqs: list[Any]) -> Any:
+        """On every rank, before the requests are dispatched: apply the messages among them."""
+        cache = self._cache
+        if cache is None or not recv_reqs:
+            return original(scheduler, recv_reqs)
+        requests = []
+        for item in recv_reqs:
+            if isinstance(item, ControlMessage):
+                self._guarded(cache.apply_control, item)
+                continue
+            requests.append(item)
+            for request in getattr(item, "batch", None) or (item,):
+                sampling_params = getattr(request, "sampling_params", None)
+                custom_params = getattr(sampling_params, "custom_params", None)
+                if custom_params:
+                    self._guarded(cache.apply_request_hints, custom_params)
+        return original(scheduler, requests)
+
+    @staticmethod
+    def _guarded(apply: Any, value: object) -> None:
+        """Hints are advisory: an error of ours is logged and never reaches the engine."""
+        try:
+            apply(value)
+        except Exception:
+            logger.exception("KVFlow: a message could not be applied; the engine goes on")
+
+
+def _create_tree_core(params: Any, components: Any) -> Any:
+    from kvflow.sglang_plugin.tree import KVFlowTreeCore
+
+    return KVFlowTreeCore(params, components)
+
+
+def _build(registry: Any, ctx: Any, cache_class: type[KVFlowRadixCache]) -> KVFlowRadixCache:
+    """Let SGLang assemble the cache, components and HiCache included, from our class."""
+    create = getattr(registry, "create_unified_radix_cache", None)
+    cache: KVFlowRadixCache
+    if create is not None:
+        cache = create(ctx, cache_class=cache_class)
+        return cache
+    # 0.5.17 has no parameter for the class: it is looked up by name when the cache is built.
+    from sglang.srt.mem_cache import unified_radix_cache
+
+    stock = unified_radix_cache.UnifiedRadixCache
+    unified_radix_cache.UnifiedRadixCache = cache_class
+    try:
+        cache = registry._create_unified_radix_cache(ctx, ctx.server_args, ctx.params)
+    finally:
+        unified_radix_cache.UnifiedRadixCache = stock
+    return cache
+
+
+def register() -> None:
+    """Entry point ``sglang.srt.plugins``: called once in each process of SGLang."""
+    PluginRuntime(PluginSettings.from_env(os.environ)).install()

@@ -1,0 +1,222 @@
+"""What one scheduler process knows about live workflows, and which nodes that weighs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kvflow.eviction import Conversation, Owner
+from kvflow.graph import INFINITE_STEPS, StepsIndex
+from kvflow.protocol import RequestMetadata
+from kvflow.sglang_plugin.control import (
+    ControlMessage,
+    LeaseLost,
+    ServiceUpdate,
+    Tick,
+    WorkflowKey,
+)
+
+__all__ = ["WorkflowWeights"]
+
+MAX_AGENTS: Final = 65_536
+
+AgentKey = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _InBand:
+    """A workflow known from its requests alone. Its time runs from the first tick after one."""
+
+    version: int = 0
+    ttl_s: float = 0.0
+    seen_s: float | None = None
+
+    def expired(self, now_s: float) -> bool:
+        if self.seen_s is None:
+            self.seen_s = now_s
+        return now_s - self.seen_s >= self.ttl_s
+
+
+class WorkflowWeights:
+    """Steps-to-execution of all live workflows, and the owners they weigh.
+
+    Three sources: the service (valid while the lease is held), values in-band with a request
+    (valid for their ``ttl_s`` on the first rank's clock), and nothing. Deterministic: it reads no
+    clock and depends only on the messages and requests it is given, so ranks agree.
+
+    Args:
+        on_change: called with each owner whose steps changed.
+        on_drop: called with each owner that is given up; its nodes are to be released.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[Owner[Hashable]], None],
+        on_drop: Callable[[Owner[Hashable]], None],
+    ) -> None:
+        self._on_change = on_change
+        self._on_drop = on_drop
+        self._steps = StepsIndex()
+        self._service: dict[WorkflowKey, int] = {}
+        self._not_in_snapshot: set[WorkflowKey] | None = None
+        self._in_band: dict[WorkflowKey, _InBand] = {}
+        self._fixed_tokens: dict[WorkflowKey, Mapping[str, int]] = {}
+        self._prefix_owners: OrderedDict[tuple[AgentKey, Hashable], Owner[Hashable]] = OrderedDict()
+        self._by_agent: defaultdict[AgentKey, set[Hashable]] = defaultdict(set)
+        self._history_owners: dict[Conversation, tuple[Owner[Hashable], WorkflowKey, str]] = {}
+        self._by_workflow: defaultdict[WorkflowKey, set[Conversation]] = defaultdict(set)
+        self.lease_held = False
+        self.updates_applied = 0
+
+    @property
+    def live_workflows(self) -> int:
+        """Workflows that weigh something now."""
+        return len(self._service) + len(self._in_band)
+
+    @property
+    def needs_ticks(self) -> bool:
+        """Whether anything depends on the shared clock."""
+        return bool(self._in_band)
+
+    def is_live(self, key: WorkflowKey) -> bool:
+        """Whether the workflow's steps are known now."""
+        return key in self._service or key in self._in_band
+
+    def fixed_prefix_tokens(self, key: WorkflowKey, agent_id: str) -> int | None:
+        """The fixed length declared with the workflow, if any."""
+        return self._fixed_tokens.get(key, {}).get(agent_id)
+
+    def apply(self, message: ControlMessage) -> list[WorkflowKey]:
+        """Apply a message; returns the workflows that ended by it.
+
+        O(agents of the workflows it names); a lost lease costs O(all agents known).
+        """
+        ended: list[WorkflowKey] = []
+        if isinstance(message, ServiceUpdate):
+            ended = self._apply_service(message)
+        elif isinstance(message, LeaseLost):
+            self.lease_held = False
+            for key in list(self._service):
+                self._withdraw(key)
+            self._service.clear()
+            self._not_in_snapshot = None
+        elif isinstance(message, Tick):
+            ended = [key for key, entry in self._in_band.items() if entry.expired(message.now_s)]
+        for key in ended:
+            self._end(key)
+        return ended
+
+    def apply_in_band(self, metadata: RequestMetadata) -> None:
+        """Take the steps a request brought, unless the service is known to be ahead of them."""
+        steps = metadata.steps_to_execution
+        if steps is None:
+            return
+        key = (metadata.client_id, metadata.workflow_id)
+        if key in self._service:
+            if metadata.version is None or metadata.version <= self._service[key]:
+                return
+            self._service[key] = metadata.version
+        else:
+            entry = self._in_band.setdefault(key, _InBand())
+            if metadata.version is not None and metadata.version < entry.version:
+                return
+            entry.version = metadata.version or entry.version
+            entry.ttl_s = metadata.ttl_s
+            entry.seen_s = None
+        self.updates_applied += 1
+        self._update(key, {agent: INFINITE_STEPS if n is None else n for agent, n in steps.items()})
+
+    def prefix_owner(self, client_id: str, agent_id: str, namespace: Hashable) -> Owner[Hashable]:
+        """The owner of an agent's fixed prefix within one cache namespace."""
+        agent = (client_id, agent_id)
+        owner = self._prefix_owners.get((agent, namespace))
+        if owner is None:
+            owner = Owner("prefix", self._steps.agent_steps(client_id, agent_id))
+            self._prefix_owners[agent, namespace] = owner
+            self._by_agent[agent].add(namespace)
+            if len(self._prefix_owners) > MAX_AGENTS:
+                (old_agent, old_namespace), old = self._prefix_owners.popitem(last=False)
+                self._by_agent[old_agent].discard(old_namespace)
+                if not self._by_agent[old_agent]:
+                    del self._by_agent[old_agent]
+                self._on_drop(old)
+        self._prefix_owners.move_to_end((agent, namespace))
+        return owner
+
+    def history_owner(
+        self, key: WorkflowKey, agent_id: str, conversation: Conversation
+    ) -> Owner[Hashable]:
+        """The owner of one conversation of an agent within a workflow."""
+        entry = self._history_owners.get(conversation)
+        if entry is None:
+            entry = (Owner("history", self._steps.workflow_steps(*key, agent_id)), key, agent_id)
+            self._history_owners[conversation] = entry
+            self._by_workflow[key].add(conversation)
+        return entry[0]
+
+    def drop_histories(self, conversations: Iterable[Conversation]) -> None:
+        """Give up conversations that will not be continued."""
+        for conversation in conversations:
+            entry = self._history_owners.pop(conversation, None)
+            if entry is None:
+                continue
+            owner, key, _ = entry
+            self._by_workflow[key].discard(conversation)
+            if not self._by_workflow[key]:
+                del self._by_workflow[key]
+            self._on_drop(owner)
+
+    def release_nodes(self) -> None:
+        """The tree was emptied: no owner has nodes any more."""
+        for owner in self._prefix_owners.values():
+            owner.nodes.clear()
+        for owner, _, _ in self._history_owners.values():
+            owner.nodes.clear()
+
+    def _apply_service(self, message: ServiceUpdate) -> list[WorkflowKey]:
+        self.lease_held = True
+        if message.snapshot_begins:
+            self._not_in_snapshot = set(self._service)
+        for workflow in message.workflows:
+            self.updates_applied += 1
+            self._in_band.pop(workflow.key, None)
+            self._service[workflow.key] = workflow.version
+            self._fixed_tokens[workflow.key] = workflow.fixed_prefix_tokens
+            if self._not_in_snapshot is not None:
+                self._not_in_snapshot.discard(workflow.key)
+            self._update(workflow.key, workflow.steps_to_execution)
+        ended = [key for key in message.closed if key in self._service]
+        if message.snapshot_ends and self._not_in_snapshot is not None:
+            ended += sorted(self._not_in_snapshot)
+            self._not_in_snapshot = None
+        return ended
+
+    def _end(self, key: WorkflowKey) -> None:
+        self._withdraw(key)
+        self._service.pop(key, None)
+        self._in_band.pop(key, None)
+        self.drop_histories(tuple(self._by_workflow.get(key, ())))
+
+    def _withdraw(self, key: WorkflowKey) -> None:
+        self._fixed_tokens.pop(key, None)
+        self._after_change(key, self._steps.remove(*key))
+
+    def _update(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
+        self._after_change(key, self._steps.update(*key, steps))
+
+    def _after_change(self, key: WorkflowKey, changed: Mapping[str, float]) -> None:
+        client_id = key[0]
+        for agent_id, steps in changed.items():
+            agent = (client_id, agent_id)
+            for namespace in self._by_agent.get(agent, ()):
+                self._set_steps(self._prefix_owners[agent, namespace], steps)
+        for conversation in self._by_workflow.get(key, ()):
+            owner, _, agent_id = self._history_owners[conversation]
+            self._set_steps(owner, self._steps.workflow_steps(*key, agent_id))
+
+    def _set_steps(self, owner: Owner[Hashable], steps: float) -> None:
+        if owner.steps != steps:
+            owner.steps = steps
+            self._on_change(owner)
