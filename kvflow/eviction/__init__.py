@@ -1,5 +1,6 @@
 """The eviction order, the index that keeps it, and what it is learned from. Pure."""
 
+from kvflow.eviction.clairvoyant import CachedCall, clairvoyant_hit_tokens
 from kvflow.eviction.index import EvictionIndex
 from kvflow.eviction.learning import (
     AgentCall,
@@ -13,6 +14,7 @@ from kvflow.eviction.ownership import Owner, OwnershipMap
 
 __all__ = [
     "AgentCall",
+    "CachedCall",
     "CallLearner",
     "Conversation",
     "EvictionIndex",
@@ -21,6 +23,7 @@ __all__ = [
     "NodeKind",
     "Owner",
     "OwnershipMap",
+    "clairvoyant_hit_tokens",
     "common_prefix_length",
     "eviction_key",
     "is_weighted",

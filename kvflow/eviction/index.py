@@ -20,9 +20,9 @@ class EvictionIndex(Generic[N]):
     """The evictable nodes, lowest eviction key first.
 
     A binary heap with lazy deletion: ``add`` and ``refresh`` push, ``discard`` only forgets, and
-    ``lowest`` drops what is out of date when it meets it. So a change costs O(log n) and an
-    eviction pays for what it evicts, not for all the leaves there are. (SGLang's Python tree core
-    builds a heap of all leaves at each eviction: 0.5.23,
+    each drops what is out of date once it comes to the top. So a change costs O(log n) amortised
+    and an eviction pays for what it evicts, not for all the leaves there are. (SGLang's Python
+    tree core builds a heap of all leaves at each eviction: 0.5.23,
     ``mem_cache/unified_cache/components/full.py``.)
 
     A key may grow unannounced (a node was accessed, so its recency moved on); whatever may lower
@@ -52,8 +52,9 @@ class EvictionIndex(Generic[N]):
             self._push(node, self._key(node))
 
     def discard(self, node: N) -> None:
-        """Make ``node`` not evictable; nothing happens if it is not. O(1)."""
-        self._keys.pop(node, None)
+        """Make ``node`` not evictable; nothing happens if it is not. O(log n) amortised."""
+        if self._keys.pop(node, None) is not None:
+            self._drop_outdated_top()
 
     def refresh(self, node: N) -> None:
         """Rank ``node`` anew after its weight changed; ignored if it is not evictable."""
@@ -66,13 +67,12 @@ class EvictionIndex(Generic[N]):
         heap = self._heap
         while heap:
             key, tie, node = heap[0]
-            if self._keys.get(node) != key:
-                heapq.heappop(heap)
-            elif (now := self._key(node)) != key:
-                self._keys[node] = now
-                heapq.heapreplace(heap, (now, tie, node))
-            else:
+            now = self._key(node)
+            if now == key:
                 return node
+            self._keys[node] = now
+            heapq.heapreplace(heap, (now, tie, node))
+            self._drop_outdated_top()
         return None
 
     def _push(self, node: N, key: EvictionKey) -> None:
@@ -81,3 +81,10 @@ class EvictionIndex(Generic[N]):
         if len(self._heap) > _SLACK + _MAX_STALE_RATIO * len(self._keys):
             self._heap = [(k, self._tie(n), n) for n, k in self._keys.items()]
             heapq.heapify(self._heap)
+        else:
+            self._drop_outdated_top()
+
+    def _drop_outdated_top(self) -> None:
+        heap, keys = self._heap, self._keys
+        while heap and keys.get(heap[0][2]) != heap[0][0]:
+            heapq.heappop(heap)

@@ -32,7 +32,6 @@ from kvflow.eviction import (
     Owner,
     OwnershipMap,
     eviction_key,
-    is_weighted,
 )
 from kvflow.graph import INFINITE_STEPS
 from kvflow.protocol import RequestMetadata
@@ -192,15 +191,15 @@ class KVFlowFullComponent(FullComponent):
         actions: list[Any] = []
         if victim is None:
             return None, actions
-        if is_weighted(self.tree_core.rank(victim)):
-            page_size = self.tree_core.page_size
+        core = self.tree_core
+        kind, steps = core.ownership.rank(victim)
+        if steps < INFINITE_STEPS:
             pieces = max(missing, MIN_SPLIT_TOKENS)
-            keep = (len(victim.key) - pieces) // page_size * page_size
+            keep = (len(victim.key) - pieces) // core.page_size * core.page_size
             if keep > 0:
-                _, action = self.tree_core.split_at(victim, keep)
+                _, action = core.split_at(victim, keep)
                 if action is not None:
                     actions.append(action)
-        kind, _ = self.tree_core.ownership.rank(victim)
         self.metrics.evicted(tier, kind, len(victim.key))
         self.metrics.decided(tier, time.perf_counter() - start_s)
         return victim, actions

@@ -1,0 +1,97 @@
+"""What one eviction costs: KVFlow's tree core beside SGLang's two, in one run.
+
+``python -m benchmarks.plugin.eviction`` evicts one leaf at a time out of 10^3, 10^4 and 10^5 and
+writes ``benchmarks/results/plugin_eviction.json``. KVFlow's leaves are weighted ones (each owned by
+an agent with its own steps), the dearer case; the host tier is measured in the same way.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import describe_environment, write_result
+from kvflow.eviction import Owner
+from tests.sglang_plugin.caches import Core, build_cache, evict, evict_host, insert, insert_host
+
+LEAVES = (1_000, 10_000, 100_000)
+CORES: tuple[Core, ...] = ("python", "rust", "kvflow")
+EVICTIONS = 200
+EVICTIONS_AT_MOST_S = 20.0
+SEED = 11
+RESULT = Path(__file__).parents[1] / "results" / "plugin_eviction.json"
+
+Tier = str
+
+
+def own_all(cache: Any) -> None:
+    """Give every leaf an owner of its own, with steps from 1 to 50."""
+    rng = random.Random(SEED)
+    core = cache.tree_core
+    for node in core._collect_all_nodes():
+        if node is not core.root_node:
+            owner: Owner[Any] = Owner("prefix", rng.randint(1, 50))
+            core.rerank(core.ownership.assign(owner, [node]))
+
+
+def fill(core: Core, tier: Tier, leaves: int) -> tuple[Any, float]:
+    cache = build_cache(core, 2 * leaves + 16)
+    put: Callable[[Any, list[int]], None] = insert
+    if tier == "host":
+        cache.tree_core.set_hicache_enabled()
+        put = insert_host
+    start_s = time.perf_counter()
+    for number in range(leaves):
+        put(cache, [number, 1])
+    insert_us = (time.perf_counter() - start_s) / leaves * 1e6
+    if core == "kvflow":
+        own_all(cache)
+    return cache, insert_us
+
+
+def measure(core: Core, tier: Tier, leaves: int) -> dict[str, Any]:
+    cache, insert_us = fill(core, tier, leaves)
+    take = evict if tier == "device" else evict_host
+    times_ms: list[float] = []
+    begun_s = time.perf_counter()
+    while len(times_ms) < EVICTIONS and time.perf_counter() - begun_s < EVICTIONS_AT_MOST_S:
+        start_s = time.perf_counter()
+        freed = take(cache, 2)
+        times_ms.append((time.perf_counter() - start_s) * 1e3)
+        if freed != 2:
+            raise RuntimeError(f"{core} freed {freed} tokens instead of one leaf of 2")
+    return {
+        "core": core,
+        "tier": tier,
+        "leaves": leaves,
+        "evictions": len(times_ms),
+        "evict_ms_median": statistics.median(times_ms),
+        "evict_ms_p99": sorted(times_ms)[int(len(times_ms) * 0.99)],
+        "insert_us_mean": insert_us,
+        "evict_ms": times_ms,
+    }
+
+
+def main() -> None:
+    rows = []
+    for leaves in LEAVES:
+        for tier in ("device", "host"):
+            for core in CORES:
+                row = measure(core, tier, leaves)
+                rows.append(row)
+                print(
+                    f"{leaves:>7} {tier:<6} {core:<6} evict {row['evict_ms_median']:.4f} ms "
+                    f"(p99 {row['evict_ms_p99']:.4f})  insert {row['insert_us_mean']:.0f} us",
+                    flush=True,
+                )
+    write_result(
+        RESULT, {"environment": describe_environment(), "seed": SEED, "measurements": rows}
+    )
+
+
+if __name__ == "__main__":
+    main()

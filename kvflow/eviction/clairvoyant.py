@@ -1,0 +1,115 @@
+"""The best hit rate any eviction policy could have had, counted in tokens."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["CachedCall", "clairvoyant_hit_tokens"]
+
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCall:
+    """One call as a cache sees it.
+
+    Attributes:
+        prompt: token ids of the prompt.
+        answer: token ids generated; they are cached after the prompt.
+    """
+
+    prompt: Sequence[int]
+    answer: Sequence[int] = ()
+
+
+def clairvoyant_hit_tokens(
+    calls: Sequence[CachedCall], capacity_tokens: int, page_size: int = 1
+) -> list[int]:
+    """Prompt tokens found in cache, per call, under Belady's rule.
+
+    Calls run one after the other. Each needs room for all its tokens while it runs; then every
+    page may stay or go. The page whose next use lies furthest ahead goes first (Belady 1966),
+    which is optimal for pages of one size; at equal distance the deeper page goes first, so what
+    stays is always a prefix. Pages are shared by calls that begin alike. It is a bound for one
+    tier: no policy, whatever it knows, finds more in a cache of this size.
+
+    What it ignores: that a last page is never a hit as a whole (the engine computes at least one
+    token of each prompt), so the bound may exceed what is reachable by a page a call.
+
+    Args:
+        calls: all calls, in the order they run.
+        capacity_tokens: size of the cache.
+        page_size: tokens per page.
+
+    Raises:
+        ValueError: a call alone does not fit.
+
+    Complexity: O(P log P) for P pages over all calls.
+    """
+    capacity = capacity_tokens // page_size
+    paths = _page_paths(calls, page_size)
+    prompt_pages = [len(call.prompt) // page_size for call in calls]
+    next_uses = _next_uses(paths, prompt_pages)
+    cached: set[int] = set()
+    order: list[tuple[float, int, int]] = []
+    current: dict[int, float] = {}
+    hits: list[int] = []
+    for position, path in enumerate(paths):
+        if len(path) > capacity:
+            raise ValueError(
+                f"call {position} needs {len(path)} pages of {page_size} tokens, "
+                f"the cache has {capacity}"
+            )
+        found = 0
+        while found < prompt_pages[position] and path[found] in cached:
+            found += 1
+        hits.append(found * page_size)
+        for depth, page in enumerate(path):
+            cached.add(page)
+            current[page] = next_uses[position][depth]
+        running = set(path)
+        held_back: list[tuple[float, int, int]] = []
+        while len(cached) > capacity:
+            entry = heapq.heappop(order)
+            distance, _, page = entry
+            if page not in cached or -distance != current[page]:
+                continue
+            if page in running:
+                held_back.append(entry)
+                continue
+            cached.discard(page)
+        for entry in held_back:
+            heapq.heappush(order, entry)
+        for depth, page in enumerate(path):
+            heapq.heappush(order, (-current[page], -depth, page))
+    return hits
+
+
+def _page_paths(calls: Sequence[CachedCall], page_size: int) -> list[list[int]]:
+    """Page ids per call; a page is the same where everything up to its end is the same."""
+    ids: dict[tuple[int, tuple[int, ...]], int] = {}
+    paths: list[list[int]] = []
+    for call in calls:
+        tokens = [*call.prompt, *call.answer]
+        parent = -1
+        path: list[int] = []
+        for start in range(0, len(tokens) - page_size + 1, page_size):
+            key = (parent, tuple(tokens[start : start + page_size]))
+            parent = ids.setdefault(key, len(ids))
+            path.append(parent)
+        paths.append(path)
+    return paths
+
+
+def _next_uses(paths: Sequence[Sequence[int]], prompt_pages: Sequence[int]) -> list[list[float]]:
+    """For each page of each call, the position of the next call whose prompt has it."""
+    upcoming: dict[int, float] = {}
+    uses: list[list[float]] = []
+    for position in range(len(paths) - 1, -1, -1):
+        uses.append([upcoming.get(page, _NEVER) for page in paths[position]])
+        for page in paths[position][: prompt_pages[position]]:
+            upcoming[page] = position
+    uses.reverse()
+    return uses
