@@ -12,13 +12,20 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import ValidationError
 
-from kvflow.protocol import DEFAULT_LEASE_S, Delta, Heartbeat, Snapshot, WorkflowSteps
+from kvflow.protocol import (
+    DEFAULT_LEASE_S,
+    ClosedWorkflow,
+    Delta,
+    Heartbeat,
+    Snapshot,
+    WorkflowSteps,
+)
 from kvflow.sglang_plugin.control import (
     ControlMessage,
     LeaseLost,
@@ -52,6 +59,7 @@ class ServiceChannel:
         self._queue: deque[ControlMessage] = deque()
         self._stop = threading.Event()
         self._complained: str | None = None
+        self._in_snapshot = False
         self._thread = threading.Thread(target=self._run, name="kvflow-channel", daemon=True)
 
     def start(self) -> None:
@@ -161,9 +169,12 @@ class ServiceChannel:
             if self._complained is not None:
                 logger.warning("KVFlow: stream from %s is back", self._settings.service_url)
                 self._complained = None
-            self._queue.extend(_snapshot_parts(message.workflows))
+            self._in_snapshot = message.more
+            self._queue.extend(_parts(message.workflows, begins=True, ends=not message.more))
         elif isinstance(message, Delta):
-            self._queue.extend(_delta_parts(message))
+            ends = self._in_snapshot and not message.more
+            self._in_snapshot = message.more
+            self._queue.extend(_parts(message.workflows, message.closed, ends=ends))
         return expected + 1
 
 
@@ -185,23 +196,21 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
             data.append(line[5:].removeprefix(" "))
 
 
-def _snapshot_parts(workflows: list[WorkflowSteps]) -> Iterator[ServiceUpdate]:
+def _parts(
+    workflows: list[WorkflowSteps],
+    closed: Iterable[ClosedWorkflow] = (),
+    *,
+    begins: bool = False,
+    ends: bool = False,
+) -> Iterator[ServiceUpdate]:
     starts = range(0, max(len(workflows), 1), WORKFLOWS_PER_MESSAGE)
     for start in starts:
+        first, last = start == 0, start == starts[-1]
         yield ServiceUpdate(
             workflows=tuple(map(_update, workflows[start : start + WORKFLOWS_PER_MESSAGE])),
-            snapshot_begins=start == 0,
-            snapshot_ends=start == starts[-1],
-        )
-
-
-def _delta_parts(delta: Delta) -> Iterator[ServiceUpdate]:
-    closed = tuple((c.client_id, c.workflow_id) for c in delta.closed)
-    starts = range(0, max(len(delta.workflows), 1), WORKFLOWS_PER_MESSAGE)
-    for start in starts:
-        yield ServiceUpdate(
-            workflows=tuple(map(_update, delta.workflows[start : start + WORKFLOWS_PER_MESSAGE])),
-            closed=closed if start == 0 else (),
+            closed=tuple((c.client_id, c.workflow_id) for c in closed) if first else (),
+            snapshot_begins=begins and first,
+            snapshot_ends=ends and last,
         )
 
 

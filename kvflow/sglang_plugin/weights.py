@@ -93,20 +93,19 @@ class WorkflowWeights:
 
         O(agents of the workflows it names); a lost lease costs O(all agents known).
         """
-        ended: list[WorkflowKey] = []
         if isinstance(message, ServiceUpdate):
-            ended = self._apply_service(message)
-        elif isinstance(message, LeaseLost):
+            return self._apply_service(message)
+        if isinstance(message, LeaseLost):
             self.lease_held = False
-            for key in list(self._service):
+            for key in self._service:
                 self._withdraw(key)
             self._service.clear()
             self._not_in_snapshot = None
         elif isinstance(message, Tick):
-            ended = [key for key, entry in self._in_band.items() if entry.expired(message.now_s)]
-        for key in ended:
-            self._end(key)
-        return ended
+            return self._end(
+                [key for key, entry in self._in_band.items() if entry.expired(message.now_s)]
+            )
+        return []
 
     def apply_in_band(self, metadata: RequestMetadata) -> None:
         """Take the steps a request brought, unless the service is known to be ahead of them."""
@@ -179,6 +178,7 @@ class WorkflowWeights:
         self.lease_held = True
         if message.snapshot_begins:
             self._not_in_snapshot = set(self._service)
+        ended = self._end([key for key in message.closed if key in self._service])
         for workflow in message.workflows:
             self.updates_applied += 1
             self._in_band.pop(workflow.key, None)
@@ -187,17 +187,18 @@ class WorkflowWeights:
             if self._not_in_snapshot is not None:
                 self._not_in_snapshot.discard(workflow.key)
             self._update(workflow.key, workflow.steps_to_execution)
-        ended = [key for key in message.closed if key in self._service]
         if message.snapshot_ends and self._not_in_snapshot is not None:
-            ended += sorted(self._not_in_snapshot)
+            ended += self._end(sorted(self._not_in_snapshot))
             self._not_in_snapshot = None
         return ended
 
-    def _end(self, key: WorkflowKey) -> None:
-        self._withdraw(key)
-        self._service.pop(key, None)
-        self._in_band.pop(key, None)
-        self.drop_histories(tuple(self._by_workflow.get(key, ())))
+    def _end(self, keys: list[WorkflowKey]) -> list[WorkflowKey]:
+        for key in keys:
+            self._withdraw(key)
+            self._service.pop(key, None)
+            self._in_band.pop(key, None)
+            self.drop_histories(tuple(self._by_workflow.get(key, ())))
+        return keys
 
     def _withdraw(self, key: WorkflowKey) -> None:
         self._fixed_tokens.pop(key, None)
