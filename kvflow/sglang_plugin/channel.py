@@ -71,16 +71,20 @@ class ServiceChannel:
         self._stop.set()
         self._thread.join(timeout_s)
 
-    def take(self) -> ControlMessage | None:
-        """The next message, or None. Never blocks.
+    def take(self) -> list[ControlMessage]:
+        """The next messages, oldest first; an empty list if there are none. Never blocks.
 
-        One call hands out at most ``WORKFLOWS_PER_MESSAGE`` workflows, so taking one message a
-        scheduler step keeps a large snapshot from holding up the requests.
+        One call hands out ``WORKFLOWS_PER_MESSAGE`` workflows and the rest of a message at most,
+        so taking once a scheduler step keeps a large snapshot from holding up the requests.
         """
-        try:
-            return self._queue.popleft()
-        except IndexError:
-            return None
+        taken: list[ControlMessage] = []
+        workflows = 0
+        while self._queue and workflows < WORKFLOWS_PER_MESSAGE:
+            message = self._queue.popleft()
+            taken.append(message)
+            if isinstance(message, ServiceUpdate):
+                workflows += len(message.workflows) + len(message.closed)
+        return taken
 
     def _run(self) -> None:
         delay_s = BACKOFF_S[0]

@@ -95,9 +95,7 @@ class PluginRuntime:
         if self._channel is None and self._settings.service_url is not None:
             self._channel = ServiceChannel(self._settings.service_url, self._settings)
             self._channel.start()
-        messages: list[ControlMessage] = []
-        if self._channel is not None and (message := self._channel.take()) is not None:
-            messages.append(message)
+        messages = self._channel.take() if self._channel is not None else []
         if self._cache.kvflow_weights.needs_ticks:
             now_s = time.monotonic()
             if now_s - self._tick_s >= TICK_S:

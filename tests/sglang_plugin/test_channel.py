@@ -29,7 +29,7 @@ class Receiver:
         self.messages: list[ControlMessage] = []
 
     def drain(self) -> None:
-        while (message := self.channel.take()) is not None:
+        for message in self.channel.take():
             self.messages.append(message)
             self.weights.apply(message)
 
@@ -112,6 +112,9 @@ def test_large_snapshot_is_handed_out_in_parts() -> None:
         for number in range(count):
             client.post("/v1/workflows", json=cycle(f"w{number}")).raise_for_status()
         with receiving(service.url) as receiver:
+            eventually(lambda: len(receiver.channel._queue) >= count / WORKFLOWS_PER_MESSAGE)
+            receiver.drain()
+            assert 0 < receiver.weights.live_workflows < count
             receiver.until(lambda: receiver.weights.live_workflows == count)
             updates = [m for m in receiver.messages if isinstance(m, ServiceUpdate)]
             assert max(len(u.workflows) for u in updates) <= WORKFLOWS_PER_MESSAGE

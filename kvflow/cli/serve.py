@@ -1,0 +1,83 @@
+"""``kvflow serve``: run the KVFlow service."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from kvflow.server import ServiceSettings, run
+
+__all__ = ["serve"]
+
+
+def serve(  # noqa: PLR0917 - each is an option by name
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [env: KVFLOW_HOST; 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 for any free one. [env: KVFLOW_PORT; 8100]")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that requests must bring. Other users of this machine can see it here; "
+            "better set it in the environment. [env: KVFLOW_API_KEY; none]"
+        ),
+    ] = None,
+    allow_open: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-open",
+            help="Listen beyond this machine without a key. [env: KVFLOW_ALLOW_OPEN; no]",
+        ),
+    ] = None,
+    public_metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--public-metrics",
+            help="Serve /metrics without the key. [env: KVFLOW_PUBLIC_METRICS; no]",
+        ),
+    ] = None,
+    lease_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Engines that hear nothing for this long do without the service. "
+            "[env: KVFLOW_LEASE_S; 10]"
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="debug, info, warning or error. [env: KVFLOW_LOG_LEVEL; info]"),
+    ] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option("--access-log", help="Log every request. [env: KVFLOW_ACCESS_LOG; no]"),
+    ] = None,
+) -> None:
+    """Run the KVFlow service: it tracks workflows and tells the engines which agents run next.
+
+    Every setting has a KVFLOW_... variable in the environment; an option goes before it.
+    """
+    given = {
+        "host": host,
+        "port": port,
+        "api_key": api_key,
+        "allow_open": allow_open,
+        "public_metrics": public_metrics,
+        "lease_s": lease_s,
+        "log_level": log_level,
+        "access_log": access_log,
+    }
+    try:
+        settings = ServiceSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as invalid:
+        for error in invalid.errors(include_url=False, include_input=False):
+            name = ".".join(str(part) for part in error["loc"])
+            words = error["msg"].removeprefix("Value error, ")
+            typer.echo(f"kvflow serve: {name + ': ' if name else ''}{words}", err=True)
+        raise typer.Exit(2) from invalid
+    run(settings)

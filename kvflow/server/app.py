@@ -1,0 +1,124 @@
+"""The service put together: store, workflows, engines' streams, routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import FastAPI
+
+from kvflow import __version__
+from kvflow.server.metrics import MeasureRequests, ServiceMetrics
+from kvflow.server.middleware import CheckBody, RequireKey
+from kvflow.server.openapi import set_openapi
+from kvflow.server.operations import operation_routes
+from kvflow.server.problems import install_problem_handlers
+from kvflow.server.routes import engine_routes, workflow_routes
+from kvflow.server.settings import ServiceSettings
+from kvflow.server.store import MemoryStore, WorkflowStore
+from kvflow.server.stream import EngineStreams
+from kvflow.server.workflows import Workflows
+
+__all__ = ["Service", "build_service", "create_app"]
+
+_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+
+logger = logging.getLogger("kvflow.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The app and the parts that whoever runs it must reach."""
+
+    app: FastAPI
+    workflows: Workflows
+    streams: EngineStreams
+
+
+def create_app(
+    settings: ServiceSettings,
+    *,
+    store: WorkflowStore | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> FastAPI:
+    """The service as an ASGI app.
+
+    Args:
+        store: where workflows are kept; in memory if absent.
+        clock: the time in seconds that expiry goes by. A durable store needs one that goes on
+            over a restart, such as ``time.time``.
+    """
+    return build_service(settings, store=store, clock=clock).app
+
+
+def build_service(
+    settings: ServiceSettings,
+    *,
+    store: WorkflowStore | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Service:
+    """As ``create_app``, with the parts at hand."""
+    metrics = ServiceMetrics()
+    streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics)
+    workflows = Workflows(store or MemoryStore(settings.max_workflows), streams, metrics, clock)
+    sweeper: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal sweeper
+        await workflows.load()
+        async with asyncio.TaskGroup() as tasks:
+            sweeper = tasks.create_task(
+                _sweep_forever(workflows, settings.sweep_interval_s), name="kvflow-sweep"
+            )
+            try:
+                yield
+            finally:
+                streams.shut_down()
+                sweeper.cancel()
+
+    def unready_because() -> str | None:
+        if streams.shutting_down:
+            return "the service is shutting down"
+        if sweeper is None or sweeper.done():
+            return "the service has not started"
+        return None
+
+    app = FastAPI(
+        title="KVFlow service",
+        version=__version__,
+        description="Tracks multi-agent workflows and tells the engines which agents run next.",
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        # POST /v1/workflows/ is a mistake to be told of; few clients send a body on to a redirect.
+        redirect_slashes=False,
+    )
+    app.include_router(workflow_routes(workflows, clock))
+    app.include_router(engine_routes(streams, clock, settings.stall_s))
+    app.include_router(operation_routes(metrics, unready_because))
+    install_problem_handlers(app)
+    open_paths = _OPEN_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    set_openapi(app, open_paths=open_paths, needs_key=settings.api_key is not None)
+    # The last one added sees a request first.
+    app.add_middleware(CheckBody, max_bytes=settings.max_body_bytes)
+    if settings.api_key is not None:
+        api_key = settings.api_key.get_secret_value()
+        app.add_middleware(RequireKey, api_key=api_key, open_paths=open_paths)
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    return Service(app=app, workflows=workflows, streams=streams)
+
+
+async def _sweep_forever(workflows: Workflows, interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await workflows.sweep()
+        except Exception:
+            # Workflows are also checked when they are used, and the next sweep tries again.
+            logger.exception("sweeping expired workflows failed")

@@ -1,0 +1,130 @@
+"""The routes under ``/v1``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Body, Query, Response
+
+from kvflow.protocol import (
+    EngineList,
+    EngineView,
+    EventsResult,
+    Identifier,
+    StepsView,
+    WorkflowList,
+    WorkflowSpec,
+    WorkflowView,
+)
+from kvflow.server.bodies import EventsBody
+from kvflow.server.openapi import EVENT_STREAM_DOC, problems
+from kvflow.server.sse import EngineStreamResponse
+from kvflow.server.stream import EngineStreams
+from kvflow.server.views import events_result, steps_view, workflow_view
+from kvflow.server.workflows import EventRefusedError, Workflows
+
+__all__ = ["engine_routes", "workflow_routes"]
+
+
+def workflow_routes(workflows: Workflows, clock: Callable[[], float]) -> APIRouter:
+    """``/v1/workflows`` and below."""
+    router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
+
+    @router.post(
+        "",
+        status_code=201,
+        responses={
+            200: {"model": WorkflowView, "description": "It exists already, with this content."},
+            **problems(400, 409, 413, 415, 422, 503),
+        },
+    )
+    async def create_workflow(spec: WorkflowSpec, response: Response) -> WorkflowView:
+        """Create a workflow. Creating it again with the same content renews its TTL."""
+        record, created = await workflows.create(spec)
+        response.status_code = 201 if created else 200
+        response.headers["Location"] = f"/v1/workflows/{quote(record.workflow_id, safe='')}"
+        return workflow_view(record, clock())
+
+    @router.get("", responses=problems(422))
+    async def list_workflows(
+        client_id: Annotated[Identifier | None, Query(description="Only this client's.")] = None,
+        page: Annotated[
+            Identifier | None, Query(description="`next_page` of the page before.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> WorkflowList:
+        """Live workflows in the order of their ids, a page at a time."""
+        records, following = await workflows.page(client_id=client_id, after=page, limit=limit)
+        views = []
+        for record in records:
+            views.append(workflow_view(record, clock()))
+            # A page of large workflows takes long to make; others get their turn in between.
+            await asyncio.sleep(0)
+        return WorkflowList(workflows=views, next_page=following)
+
+    @router.get("/{workflow_id}", responses=problems(404))
+    async def get_workflow(workflow_id: str) -> WorkflowView:
+        """A workflow: its graph, and the present state of every agent."""
+        return workflow_view(await workflows.get(workflow_id), clock())
+
+    @router.delete("/{workflow_id}", status_code=204, response_model=None, responses=problems(404))
+    async def delete_workflow(workflow_id: str) -> None:
+        """End a workflow: its agents' prompts lose the weight it gave them in the engines."""
+        await workflows.delete(workflow_id)
+
+    @router.post("/{workflow_id}/events", responses=problems(400, 404, 409, 413, 415, 422))
+    async def post_events(workflow_id: str, body: Annotated[EventsBody, Body()]) -> EventsResult:
+        """Report one event, or a list that is applied in order: all of it, or on any error none."""
+        if isinstance(body, list):
+            return events_result(await workflows.apply(workflow_id, body))
+        try:
+            return events_result(await workflows.apply(workflow_id, [body]))
+        except EventRefusedError as refused:
+            # Its index would point into a list that the client did not send.
+            raise refused.cause from refused
+
+    @router.get("/{workflow_id}/steps", responses=problems(404))
+    async def get_steps(workflow_id: str) -> StepsView:
+        """Steps-to-execution of every agent; null for one that cannot run (again)."""
+        return steps_view(await workflows.get(workflow_id))
+
+    return router
+
+
+def engine_routes(streams: EngineStreams, clock: Callable[[], float], stall_s: float) -> APIRouter:
+    """``/v1/engines`` and below."""
+    router = APIRouter(prefix="/v1/engines", tags=["engines"])
+
+    @router.get("")
+    async def list_engines() -> EngineList:
+        """Engines connected to the stream, longest first."""
+        return EngineList(
+            engines=[
+                EngineView(
+                    engine_id=one.engine_id,
+                    connected_for_s=clock() - one.connected_at_s,
+                    last_seq=one.last_seq,
+                    pending=one.pending,
+                )
+                for one in streams.subscriptions
+            ]
+        )
+
+    @router.get(
+        "/stream",
+        status_code=200,
+        response_class=EngineStreamResponse,
+        responses={200: EVENT_STREAM_DOC, **problems(422)},
+    )
+    async def stream(
+        engine_id: Annotated[
+            Identifier | None, Query(description="Shown by GET /v1/engines; made up if absent.")
+        ] = None,
+    ) -> EngineStreamResponse:
+        """Server-sent events: a snapshot, then deltas and heartbeats."""
+        return EngineStreamResponse(streams, engine_id, stall_s)
+
+    return router

@@ -1,0 +1,119 @@
+"""Running the service as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+from typing import Final
+
+import uvicorn
+
+from kvflow import __version__
+from kvflow.errors import EnvironmentProblemError
+from kvflow.server.app import Service, build_service
+from kvflow.server.settings import ServiceSettings
+
+__all__ = ["ServiceServer", "listen", "run"]
+
+_BACKLOG: Final = 2048
+
+logger = logging.getLogger("kvflow.server")
+
+
+class ServiceServer(uvicorn.Server):
+    """Uvicorn, except that a shutdown ends the engines' streams before waiting for connections.
+
+    Uvicorn tells an app of a shutdown only after all responses have ended, which a stream's never
+    does by itself.
+    """
+
+    def __init__(self, service: Service, settings: ServiceSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                service.app,
+                log_config=None,
+                log_level=settings.log_level,
+                access_log=settings.access_log,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
+            )
+        )
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            logger.info("listening on %s", _url(one))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.streams.shut_down()
+        await super().shutdown(sockets)
+
+
+def run(settings: ServiceSettings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        EnvironmentProblemError: the address cannot be listened on.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    sockets = listen(settings.host, settings.port)
+    logger.info("KVFlow service %s with %s", __version__, ", ".join(settings.lines()))
+    # Uvicorn shuts down on SIGINT and then raises it again; that is no news to anyone.
+    with contextlib.suppress(KeyboardInterrupt):
+        ServiceServer(build_service(settings), settings).run(sockets=sockets)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on every address of ``host``, all with the same port.
+
+    Raises:
+        EnvironmentProblemError: an address cannot be listened on.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            one = socket.socket(family, kind, protocol)
+            sockets.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # "::" must not take the IPv4 port as well, which has a socket of its own.
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind((address[0], port, *address[2:]))
+            # Until it listens, another socket may be bound to the same address.
+            one.listen(_BACKLOG)
+            port = one.getsockname()[1]
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        raise _listening_problem(host, port, error) from error
+    return sockets
+
+
+def _listening_problem(host: str, port: int, error: OSError) -> EnvironmentProblemError:
+    where = f"cannot listen on {host} port {port}"
+    if error.errno == errno.EADDRINUSE:
+        return EnvironmentProblemError(
+            f"{where}: it is in use",
+            "stop the program that uses it (it may be another kvflow serve), "
+            "or choose another port with --port",
+        )
+    if error.errno == errno.EACCES:
+        return EnvironmentProblemError(f"{where}: not permitted", "choose a port above 1023")
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return EnvironmentProblemError(
+            f"{where}: this machine has no such address",
+            "listen on 127.0.0.1, on an address of this machine, or on 0.0.0.0 for all of them",
+        )
+    return EnvironmentProblemError(f"{where}: {error.strerror or error}", "choose another address")
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,112 @@
+"""The service's settings: one frozen object, read once, passed explicitly."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kvflow.protocol import DEFAULT_LEASE_S
+
+__all__ = ["ServiceSettings", "is_loopback"]
+
+DEFAULT_PORT: Final = 8100
+_KUBERNETES_SERVICE_LINK: Final = re.compile(r"^(tcp|udp|sctp)://")
+_BEARER_TOKEN: Final = re.compile(r"^[\x21-\x7e]+$")
+
+PositiveSeconds = Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)]
+
+
+class ServiceSettings(BaseSettings):
+    """What ``kvflow serve`` can be told, by argument or by ``KVFLOW_<NAME>`` in the environment.
+
+    Raises ``pydantic.ValidationError``, which names every wrong setting.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="KVFLOW_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="0: any free port.")
+    api_key: SecretStr | None = Field(
+        default=None, description="If set, requests need 'Authorization: Bearer <key>'."
+    )
+    allow_open: bool = Field(
+        default=False, description="Listen beyond loopback although there is no API key."
+    )
+    public_metrics: bool = Field(
+        default=False,
+        description="Serve /metrics without the API key.",
+    )
+    lease_s: PositiveSeconds = Field(
+        default=DEFAULT_LEASE_S,
+        description="An engine that hears nothing for this long is on its own; "
+        "an idle stream carries a heartbeat three times in it.",
+    )
+    sweep_interval_s: PositiveSeconds = Field(
+        default=1.0, description="How often expired workflows are looked for."
+    )
+    shutdown_timeout_s: PositiveSeconds = Field(
+        default=5.0, description="How long a shutdown waits for requests that are being answered."
+    )
+    max_body_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1024, description="Longest request body that is read."
+    )
+    max_workflows: int = Field(
+        default=100_000, ge=1, description="Live workflows held at once; creating more is refused."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = Field(default=False, description="Log a line for every request.")
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_kubernetes_service_link(cls, value: object) -> object:
+        # Kubernetes gives every pod KVFLOW_PORT=tcp://<ip>:<port> if a Service is named "kvflow".
+        if isinstance(value, str) and _KUBERNETES_SERVICE_LINK.match(value):
+            return DEFAULT_PORT
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _BEARER_TOKEN.match(value.get_secret_value()):
+            raise ValueError("must be one or more printable ASCII characters without spaces")
+        return value
+
+    @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> ServiceSettings:
+        if self.api_key is None and not self.allow_open and not is_loopback(self.host):
+            raise ValueError(
+                f"listening on {self.host!r} would let anyone who can reach this machine change "
+                "workflows: set an API key (KVFLOW_API_KEY or --api-key), or listen on 127.0.0.1, "
+                "or say that it is meant (KVFLOW_ALLOW_OPEN=1 or --allow-open)"
+            )
+        return self
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Longest silence on a stream, in seconds."""
+        return self.lease_s / 3
+
+    @property
+    def stall_s(self) -> float:
+        """How long a stream's reader may take nothing before its connection is given up."""
+        return self.lease_s * 3
+
+    def lines(self) -> list[str]:
+        """``name = value`` for every setting, secrets masked."""
+        return [f"{name} = {getattr(self, name)}" for name in type(self).model_fields]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be reached from this machine. Looks nothing up."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

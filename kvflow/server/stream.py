@@ -1,0 +1,229 @@
+"""What connected engines are told: a snapshot, then what changes.
+
+A subscription does not hold messages but the *set* of workflows whose state its engine has not
+seen yet. When its connection can take more, the present state of those goes out as one message. So
+a slow engine costs no memory beyond the set, misses only states that are out of date anyway, and
+never the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from kvflow.protocol import ClosedWorkflow, Delta, Heartbeat, Snapshot, WorkflowSteps
+from kvflow.server.metrics import ServiceMetrics
+from kvflow.server.store import WorkflowKey, WorkflowRecord
+
+__all__ = ["EngineStreams", "Subscription"]
+
+# Some 100 workflows of 50 agents, which take a few milliseconds to encode: how long one message may
+# keep everything else waiting.
+_MESSAGE_CHARS: Final = 128 * 1024
+
+
+class _Live:
+    """A workflow's present state, encoded once however many engines it goes to."""
+
+    __slots__ = ("_json", "_record")
+
+    def __init__(self, record: WorkflowRecord) -> None:
+        self._record = record
+        self._json: str | None = None
+
+    @property
+    def json(self) -> str:
+        if self._json is None:
+            record = self._record
+            # Not checked again: the values are our own, and checking takes longer than encoding.
+            self._json = WorkflowSteps.model_construct(
+                client_id=record.client_id,
+                workflow_id=record.workflow_id,
+                version=record.version,
+                ttl_s=record.ttl_s,
+                steps_to_execution=record.wire_steps(),
+                fixed_prefix_tokens={
+                    agent.agent_id: agent.fixed_prefix_tokens
+                    for agent in record.graph.agents
+                    if agent.fixed_prefix_tokens is not None
+                },
+            ).model_dump_json()
+        return self._json
+
+
+class EngineStreams:
+    """The live workflows as engines see them, and the engines that are connected.
+
+    Belongs to one event loop. No method waits, so a change is visible to all subscriptions or to
+    none.
+    """
+
+    def __init__(
+        self,
+        lease_s: float,
+        heartbeat_s: float,
+        clock: Callable[[], float],
+        metrics: ServiceMetrics,
+    ) -> None:
+        self.lease_s = lease_s
+        self.heartbeat_s = heartbeat_s
+        self.metrics = metrics
+        self.shutting_down = False
+        self._clock = clock
+        self._live: dict[WorkflowKey, _Live] = {}
+        self._subscriptions: dict[Subscription, None] = {}
+        self._connections = 0
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """The connected engines, longest first."""
+        return tuple(self._subscriptions)
+
+    def publish(self, record: WorkflowRecord) -> None:
+        """A workflow is new, or its state or deadline has changed. O(engines)."""
+        self._live[record.key] = _Live(record)
+        self.metrics.workflows.set(len(self._live))
+        for subscription in self._subscriptions:
+            subscription.changed(record.key)
+
+    def close(self, key: WorkflowKey) -> None:
+        """A workflow was deleted or has expired. O(engines)."""
+        self._live.pop(key, None)
+        self.metrics.workflows.set(len(self._live))
+        for subscription in self._subscriptions:
+            subscription.closed(key)
+
+    def shut_down(self) -> None:
+        """End all streams, and those to come after their snapshot."""
+        self.shutting_down = True
+        for subscription in self._subscriptions:
+            subscription.wake.set()
+
+    @contextmanager
+    def subscribe(self, engine_id: str | None) -> Iterator[Subscription]:
+        """Connect an engine for the length of the ``with`` block."""
+        self._connections += 1
+        name = engine_id or f"engine-{self._connections}"
+        subscription = Subscription(self, name, self._live, self._clock())
+        self._subscriptions[subscription] = None
+        self.metrics.engines.set(len(self._subscriptions))
+        try:
+            yield subscription
+        finally:
+            del self._subscriptions[subscription]
+            self.metrics.engines.set(len(self._subscriptions))
+
+
+class Subscription:
+    """One engine's connection: which workflows it has yet to be told of."""
+
+    def __init__(
+        self,
+        streams: EngineStreams,
+        engine_id: str,
+        live: dict[WorkflowKey, _Live],
+        connected_at_s: float,
+    ) -> None:
+        self.engine_id = engine_id
+        self.connected_at_s = connected_at_s
+        self.last_seq = -1
+        self.wake = asyncio.Event()
+        self._streams = streams
+        self._live = live
+        # In the order of change. True: closed since last sent, whether or not it lives again.
+        self._dirty: dict[WorkflowKey, bool] = dict.fromkeys(live, False)
+        # What the engine holds. Only these are worth a "closed", so that workflows that come and
+        # go while the connection is stuck leave nothing behind.
+        self._known: set[WorkflowKey] = set()
+        # What lived at the start and is still to be sent, and whether the last message said so.
+        self._first_state = set(live)
+        self._said_more = False
+
+    @property
+    def pending(self) -> int:
+        """Workflows that changed and have not been sent."""
+        return len(self._dirty)
+
+    def changed(self, key: WorkflowKey) -> None:
+        self._dirty.setdefault(key, False)
+        self.wake.set()
+
+    def closed(self, key: WorkflowKey) -> None:
+        self._first_state.discard(key)
+        if key in self._known:
+            self._dirty[key] = True
+            self.wake.set()
+        else:
+            self._dirty.pop(key, None)
+
+    def snapshot(self) -> bytes:
+        """The first message."""
+        workflows, _ = self._take()
+        self._said_more = bool(self._first_state)
+        head = Snapshot(
+            seq=self._next_seq(),
+            lease_s=self._streams.lease_s,
+            workflows=[],
+            more=self._said_more,
+        )
+        return self._message("snapshot", head, workflows)
+
+    async def next_message(self) -> Callable[[], bytes] | None:
+        """Wait until there is something to say; the message is made by calling the answer.
+
+        That is for the moment when the connection can take it, as the state may change till then.
+        ``None``: the stream ends.
+        """
+        if not self._dirty and not self._said_more and not self._streams.shutting_down:
+            self.wake.clear()
+            try:
+                async with asyncio.timeout(self._streams.heartbeat_s):
+                    await self.wake.wait()
+            except TimeoutError:
+                return self._heartbeat
+        return None if self._streams.shutting_down else self._delta
+
+    def _delta(self) -> bytes:
+        workflows, closed = self._take()
+        self._said_more = bool(self._first_state)
+        head = Delta(seq=self._next_seq(), closed=closed, more=self._said_more)
+        return self._message("delta", head, workflows)
+
+    def _heartbeat(self) -> bytes:
+        return self._message("heartbeat", Heartbeat(seq=self._next_seq()), [])
+
+    def _next_seq(self) -> int:
+        self.last_seq += 1
+        return self.last_seq
+
+    def _take(self) -> tuple[list[str], list[ClosedWorkflow]]:
+        """Take workflows off the dirty set, oldest change first, up to one message's worth."""
+        workflows: list[str] = []
+        closed: list[ClosedWorkflow] = []
+        chars = 0
+        while self._dirty and chars < _MESSAGE_CHARS:
+            key = next(iter(self._dirty))
+            was_closed = self._dirty.pop(key)
+            self._first_state.discard(key)
+            if was_closed:
+                self._known.discard(key)
+                closed.append(ClosedWorkflow(client_id=key[0], workflow_id=key[1]))
+                chars += len(key[0]) + len(key[1])
+            if live := self._live.get(key):
+                self._known.add(key)
+                workflows.append(live.json)
+                chars += len(live.json)
+        return workflows, closed
+
+    def _message(
+        self, event: str, head: Snapshot | Delta | Heartbeat, workflows: list[str]
+    ) -> bytes:
+        data = head.model_dump_json(exclude={"workflows"})
+        if not isinstance(head, Heartbeat):
+            # They are JSON already; encoding them again for every engine is what would take time.
+            data = f'{data[:-1]},"workflows":[{",".join(workflows)}]}}'
+        self._streams.metrics.stream_messages.labels(event).inc()
+        self._streams.metrics.stream_workflows.inc(len(workflows))
+        return f"id: {head.seq}\nevent: {event}\ndata: {data}\n\n".encode()

@@ -1,0 +1,55 @@
+"""Workflow records in the form of the wire."""
+
+from __future__ import annotations
+
+from kvflow.protocol import AgentView, EdgeSpec, EventsResult, StepsView, WorkflowView
+from kvflow.server.store import WorkflowRecord
+from kvflow.server.workflows import EventsApplied
+
+__all__ = ["events_result", "steps_view", "workflow_view"]
+
+
+def workflow_view(record: WorkflowRecord, now_s: float) -> WorkflowView:
+    """The workflow in full. O(agents + edges)."""
+    steps = record.wire_steps()
+    return WorkflowView(
+        workflow_id=record.workflow_id,
+        client_id=record.client_id,
+        name=record.name,
+        ttl_s=record.ttl_s,
+        expires_in_s=max(0.0, record.expires_at_s - now_s),
+        version=record.version,
+        agents=[
+            AgentView(
+                agent_id=agent.agent_id,
+                join=agent.join,
+                fixed_prefix_tokens=agent.fixed_prefix_tokens,
+                running=record.state.running(agent.agent_id),
+                steps_to_execution=steps[agent.agent_id],
+            )
+            for agent in record.graph.agents
+        ],
+        edges=[
+            EdgeSpec(source=edge.source, target=edge.target, kind=edge.kind)
+            for edge in record.graph.edges
+        ],
+        entry=list(record.graph.entry),
+        steps_started=record.state.steps_started,
+        mispredictions=record.state.mispredictions,
+    )
+
+
+def events_result(done: EventsApplied) -> EventsResult:
+    """The answer to a request's events."""
+    return EventsResult(
+        version=done.record.version,
+        applied=done.applied,
+        duplicates=done.duplicates,
+        mispredictions=done.mispredictions,
+        steps_to_execution=done.record.wire_steps(),
+    )
+
+
+def steps_view(record: WorkflowRecord) -> StepsView:
+    """The steps alone."""
+    return StepsView(version=record.version, steps_to_execution=record.wire_steps())

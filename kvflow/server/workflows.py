@@ -1,0 +1,250 @@
+"""What the service does with workflows: create, read, update by events, delete, expire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+from weakref import WeakValueDictionary
+
+from kvflow.errors import KVFlowError, WorkflowConflictError, WorkflowNotFoundError
+from kvflow.graph import Agent, AgentStepGraph, Edge, EventOutcome, GraphPool, WorkflowState
+from kvflow.protocol import StepEvent, WorkflowSpec
+from kvflow.server.metrics import ServiceMetrics
+from kvflow.server.store import WorkflowRecord, WorkflowStore
+from kvflow.server.stream import EngineStreams
+
+__all__ = ["EventRefusedError", "EventsApplied", "Workflows"]
+
+# Above this size, building and checking a graph takes milliseconds and moves to a thread.
+_LARGE_GRAPH: Final = 2_000
+_SWEEP_BATCH: Final = 256
+
+
+class EventRefusedError(KVFlowError):
+    """One event of a request cannot be applied, so none was.
+
+    Attributes:
+        index: which event, counted from 0.
+        cause: what is wrong with it.
+    """
+
+    def __init__(self, index: int, cause: KVFlowError) -> None:
+        self.index = index
+        self.cause = cause
+        super().__init__(f"event {index}: {cause}")
+
+
+@dataclass(frozen=True, slots=True)
+class EventsApplied:
+    """What a request's events did; ``record`` is the workflow after them."""
+
+    record: WorkflowRecord
+    applied: int
+    duplicates: int
+    mispredictions: int
+
+
+class Workflows:
+    """The live workflows, kept in the store and shown to the engines.
+
+    Changes of one workflow happen one after the other, each with its message to the engines, so
+    that engines see them in order; different workflows do not wait for each other.
+    """
+
+    def __init__(
+        self,
+        store: WorkflowStore,
+        streams: EngineStreams,
+        metrics: ServiceMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._streams = streams
+        self._metrics = metrics
+        self._clock = clock
+        self._graphs = GraphPool()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def load(self) -> None:
+        """Show the engines what the store holds. Once, before the first request."""
+        after: str | None = None
+        while records := await self._store.page(client_id=None, after=after, limit=_SWEEP_BATCH):
+            for record in records:
+                self._streams.publish(record)
+            after = records[-1].workflow_id
+
+    async def create(self, spec: WorkflowSpec) -> tuple[WorkflowRecord, bool]:
+        """Create a workflow; ``(record, whether it is new)``.
+
+        Creating what exists with the same content changes nothing but its deadline, which starts
+        anew. The order of agents, edges and entry agents is not content.
+
+        Raises:
+            GraphError, InvalidInputError: the graph cannot work.
+            WorkflowConflictError: it exists with other content.
+            StoreFullError: there are too many workflows.
+        """
+        fresh = await self._fresh_record(spec)
+        async with self._lock(fresh.workflow_id):
+            existing = await self._find(fresh.workflow_id)
+            if existing is None:
+                await self._store.insert(fresh)
+                self._metrics.created.inc()
+                self._streams.publish(fresh)
+                return fresh, True
+            if differing := _differing(existing, fresh):
+                raise WorkflowConflictError(fresh.workflow_id, differing)
+            renewed = replace(existing, expires_at_s=fresh.expires_at_s)
+            await self._store.update(renewed, ())
+            self._streams.publish(renewed)
+            return renewed, False
+
+    async def get(self, workflow_id: str) -> WorkflowRecord:
+        """The workflow.
+
+        Raises:
+            WorkflowNotFoundError: there is no live workflow with this id.
+        """
+        record = await self._store.get(workflow_id)
+        if record is None or record.expires_at_s <= self._clock():
+            async with self._lock(workflow_id):
+                record = await self._find(workflow_id)
+        if record is None:
+            raise WorkflowNotFoundError(workflow_id)
+        return record
+
+    async def page(
+        self, *, client_id: str | None, after: str | None, limit: int
+    ) -> tuple[list[WorkflowRecord], str | None]:
+        """At most ``limit`` workflows by id, and the ``after`` of the next page, if there is one.
+
+        A page can have fewer than ``limit`` although more follow, as expired ones are left out.
+        """
+        records = await self._store.page(client_id=client_id, after=after, limit=limit + 1)
+        following = records[limit - 1].workflow_id if len(records) > limit else None
+        now_s = self._clock()
+        return [record for record in records[:limit] if record.expires_at_s > now_s], following
+
+    async def delete(self, workflow_id: str) -> None:
+        """End the workflow.
+
+        Raises:
+            WorkflowNotFoundError: there is no live workflow with this id.
+        """
+        async with self._lock(workflow_id):
+            record = await self._find(workflow_id)
+            if record is None:
+                raise WorkflowNotFoundError(workflow_id)
+            await self._close(record, "deleted")
+
+    async def apply(self, workflow_id: str, events: Sequence[StepEvent]) -> EventsApplied:
+        """Apply the events in order: all, or on any error none.
+
+        The deadline starts anew even if every event is a duplicate. Costs O(events) and one
+        recomputation of this workflow's steps.
+
+        Raises:
+            WorkflowNotFoundError: there is no live workflow with this id.
+            EventRefusedError: an event names an unknown agent or does not fit the state.
+        """
+        async with self._lock(workflow_id):
+            record = await self._find(workflow_id)
+            if record is None:
+                raise WorkflowNotFoundError(workflow_id)
+            started_s = time.perf_counter()
+            state = record.state.copy()
+            outcomes = _apply_all(state, events)
+            state.step_values()  # computed here and kept by the state, for all who ask later
+            updated = replace(record, state=state, expires_at_s=self._clock() + record.ttl_s)
+            self._metrics.update_seconds.observe(time.perf_counter() - started_s)
+            await self._store.update(updated, events)
+            self._streams.publish(updated)
+        for event, outcome in zip(events, outcomes, strict=True):
+            self._metrics.events.labels(event.type, _outcome_name(outcome)).inc()
+        duplicates = sum(outcome.duplicate for outcome in outcomes)
+        return EventsApplied(
+            record=updated,
+            applied=len(outcomes) - duplicates,
+            duplicates=duplicates,
+            mispredictions=sum(outcome.misprediction for outcome in outcomes),
+        )
+
+    async def sweep(self) -> int:
+        """End all workflows whose time is over; how many there were."""
+        swept = 0
+        while expired := await self._store.expired(self._clock(), _SWEEP_BATCH):
+            for record in expired:
+                async with self._lock(record.workflow_id):
+                    # It may have had an event, or be another by now, since it was listed.
+                    current = await self._store.get(record.workflow_id)
+                    if current is not None and current.expires_at_s <= self._clock():
+                        await self._close(current, "expired")
+                        swept += 1
+            await asyncio.sleep(0)
+        return swept
+
+    def _lock(self, workflow_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(workflow_id, asyncio.Lock())
+
+    async def _find(self, workflow_id: str) -> WorkflowRecord | None:
+        """The workflow if it lives; one whose time is over ends here. Called under its lock."""
+        record = await self._store.get(workflow_id)
+        if record is not None and record.expires_at_s <= self._clock():
+            await self._close(record, "expired")
+            return None
+        return record
+
+    async def _close(self, record: WorkflowRecord, reason: str) -> None:
+        await self._store.delete(record.workflow_id)
+        self._metrics.closed.labels(reason).inc()
+        self._streams.close(record.key)
+
+    async def _fresh_record(self, spec: WorkflowSpec) -> WorkflowRecord:
+        agents = [Agent(a.agent_id, a.join, a.fixed_prefix_tokens) for a in spec.agents]
+        edges = [Edge(e.source, e.target, e.kind) for e in spec.edges]
+        if len(agents) + len(edges) > _LARGE_GRAPH:
+            graph = await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
+        else:
+            graph = self._graphs.graph(agents, edges, spec.entry)
+        return WorkflowRecord(
+            workflow_id=spec.workflow_id or f"wf-{uuid.uuid4().hex}",
+            client_id=spec.client_id,
+            name=spec.name,
+            ttl_s=spec.ttl_s,
+            graph=graph,
+            state=WorkflowState(graph),
+            expires_at_s=self._clock() + spec.ttl_s,
+        )
+
+
+def _apply_all(state: WorkflowState, events: Sequence[StepEvent]) -> list[EventOutcome]:
+    outcomes = []
+    for index, event in enumerate(events):
+        change = state.start if event.type == "step_started" else state.finish
+        try:
+            outcomes.append(change(event.agent_id, event.step_id))
+        except KVFlowError as error:
+            raise EventRefusedError(index, error) from error
+    return outcomes
+
+
+def _outcome_name(outcome: EventOutcome) -> str:
+    if outcome.duplicate:
+        return "duplicate"
+    return "misprediction" if outcome.misprediction else "applied"
+
+
+def _differing(existing: WorkflowRecord, fresh: WorkflowRecord) -> list[str]:
+    contents = {
+        "client_id": (existing.client_id, fresh.client_id),
+        "name": (existing.name, fresh.name),
+        "ttl_s": (existing.ttl_s, fresh.ttl_s),
+        "agents": (frozenset(existing.graph.agents), frozenset(fresh.graph.agents)),
+        "edges": (frozenset(existing.graph.edges), frozenset(fresh.graph.edges)),
+        "entry": (frozenset(existing.graph.entry), frozenset(fresh.graph.entry)),
+    }
+    return [name for name, (old, new) in contents.items() if old != new]
