@@ -1,0 +1,181 @@
+"""The tables in README.md and docs/, made from the files in ``benchmarks/results/``.
+
+``python -m benchmarks.tables`` writes them in place, between ``<!-- table: NAME -->`` and
+``<!-- end -->``; with ``--check`` it only says whether they are up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["TABLES", "main", "rendered"]
+
+ROOT: Final = Path(__file__).parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results"
+DOCUMENTS: Final = ("README.md", "docs/results.md")
+_BLOCK: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Result = Mapping[str, Any]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def demo(result: Result) -> str:
+    """What the demo's arms came to."""
+    rows = [
+        [
+            f"**{arm['title']}**" if arm["kvflow"] else arm["title"],
+            _cache(result["settings"]["caches"][arm["setting"]]),
+            f"{arm['hit_rate']:.1%}",
+            f"{arm['optimal_hit_rate']:.1%}",
+            f"{arm['ttft_p50_s']:.2f} s",
+            f"{arm['ttft_p95_s']:.2f} s",
+            f"{arm['wall_s']:.0f} s",
+        ]
+        for arm in result["arms"]
+    ]
+    head = ["", "cache", "hit rate", "best possible", "TTFT p50", "TTFT p95", "wall"]
+    hardware, settings = result["hardware"], result["settings"]
+    versions = result["versions"]
+    identical = "identical" if result["outputs_identical"] else "NOT identical"
+    return (
+        _table(head, rows)
+        + f"\n{settings['agents']} agents in a cycle, {settings['rounds']} rounds, prompts of "
+        f"{settings['median_prompt_tokens']:.0f} tokens (median), {settings['model']} in float32 "
+        f"on {hardware['cpu_cores']} cores ({hardware['cpu_model']}), SGLang {versions['sglang']}. "
+        f"Outputs of all arms: {identical}. Hit rate and TTFT from round "
+        f"{settings['measured_from_round']} on; wall: all rounds.\n"
+    )
+
+
+def _cache(setting: Result) -> str:
+    device = f"{setting['device_tokens']:,} tokens"
+    host = setting["host_tokens"]
+    return f"{device} + {host:,} host" if host else device
+
+
+def demo_sentence(result: Result) -> str:
+    """The first setting's result in one sentence."""
+    comparison = result["comparisons"][0]
+    by_name = {arm["name"]: arm for arm in result["arms"]}
+    stock, kvflow = (by_name[name] for name in comparison["arms"])
+    hardware = result["hardware"]
+    return (
+        f"Ten agents in a cycle on a {hardware['cpu_cores']}-core CPU "
+        f"({hardware['cpu_model']}), device cache too small for all their prompts: stock SGLang "
+        f"{result['versions']['sglang']} finds {stock['hit_rate']:.0%} of the prompt tokens in "
+        f"cache, KVFlow {kvflow['hit_rate']:.0%} (the best any policy could: "
+        f"{kvflow['optimal_hit_rate']:.0%}); median time to first token "
+        f"{stock['ttft_p50_s']:.2f} s against {kvflow['ttft_p50_s']:.2f} s.\n"
+    )
+
+
+def plugin_eviction(result: Result) -> str:
+    """Cost of evicting one leaf."""
+    measured = {(m["tier"], m["leaves"], m["core"]): m for m in result["measurements"]}
+    tiers = ("device", "host")
+    leaves = sorted({m["leaves"] for m in result["measurements"]})
+    rows = [
+        [
+            f"{tier}, {count:,} leaves",
+            *(
+                f"{measured[tier, count, core]['evict_ms_median']:.3f} ms"
+                for core in ("python", "rust", "kvflow")
+            ),
+        ]
+        for tier in tiers
+        for count in leaves
+    ]
+    inserts = [
+        [
+            f"insert into {count:,} leaves",
+            *(
+                f"{measured['device', count, core]['insert_us_mean']:.0f} us"
+                for core in ("python", "rust", "kvflow")
+            ),
+        ]
+        for count in leaves
+    ]
+    head = ["evict one leaf (median)", "SGLang, Python core", "SGLang, Rust core", "KVFlow"]
+    return _table(head, rows + inserts) + _machine(result)
+
+
+def graph_steps(result: Result) -> str:
+    """Cost of steps-to-execution."""
+    rows = [
+        [f"recompute, {shape}", f"{figures['edges']:,}", f"{figures['median_us']:.1f} us"]
+        for shape, figures in result["recompute"].items()
+    ]
+    rows += [
+        [
+            f"updates, {run['shape']}, {run['workflows']:,} workflows, {run['clients']:,} "
+            f"client{'s' if run['clients'] > 1 else ''}{', step ids' if run['step_ids'] else ''}",
+            "",
+            f"{run['median_updates_per_s']:,.0f} /s",
+        ]
+        for run in result["updates"]
+    ]
+    return _table(["50 agents", "edges", "median"], rows) + _machine(result)
+
+
+def _machine(result: Result) -> str:
+    environment = result["environment"]
+    sglang = environment["packages"].get("sglang")
+    version = f", SGLang {sglang}" if sglang else ""
+    return (
+        f"\n{environment['cpu_model']}, {environment['cpu_cores']} cores, "
+        f"{environment['python']}{version}.\n"
+    )
+
+
+TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
+    "demo": ("demo.json", demo),
+    "demo_sentence": ("demo.json", demo_sentence),
+    "plugin_eviction": ("plugin_eviction.json", plugin_eviction),
+    "graph_steps": ("graph_steps.json", graph_steps),
+}
+
+
+def rendered(text: str) -> str:
+    """The document with its tables made anew.
+
+    Raises:
+        KeyError: it asks for a table there is none of.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        file, table = TABLES[match[2]]
+        return match[1] + table(json.loads((RESULTS / file).read_text())) + match[3]
+
+    return _BLOCK.sub(block, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
+    check = parser.parse_args().check
+    outdated = []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text()
+        if (new := rendered(text)) != text:
+            outdated.append(name)
+            if not check:
+                path.write_text(new)
+    if check and outdated:
+        print(f"out of date: {', '.join(outdated)}; run python -m benchmarks.tables")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
