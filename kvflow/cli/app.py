@@ -1,0 +1,98 @@
+"""The commands of ``kvflow``, each loaded only when it is the one asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Final
+
+import typer
+
+from kvflow.errors import EnvironmentProblemError
+
+__all__ = ["COMMANDS", "build_app", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command whose function, of the same name, lives in a module of its own."""
+
+    name: str
+    summary: str
+    extra: str
+
+    @property
+    def module(self) -> str:
+        return f"kvflow.cli.{self.name}"
+
+
+COMMANDS: Final = (
+    Command("engine", "Start SGLang with KVFlow's cache, on CUDA or on a CPU.", "sglang"),
+    Command("serve", "Run the KVFlow service.", "server"),
+    Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
+    Command("doctor", "Check this machine and say what is missing.", "cli"),
+    Command("version", "Print the versions of KVFlow and of what it works with.", "cli"),
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command in ``arguments``; return its exit status.
+
+    Raises:
+        KVFlowError: what the command raised on purpose.
+    """
+    asked_for = next((word for word in arguments if not word.startswith("-")), None)
+    try:
+        build_app(asked_for)(args=list(arguments), prog_name="kvflow")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def build_app(asked_for: str | None) -> typer.Typer:
+    """Put the application together; only the command ``asked_for`` is imported."""
+    app = typer.Typer(
+        name="kvflow",
+        help="Workflow-aware KV cache for multi-agent LLM serving on SGLang.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_global_options)
+    for command in COMMANDS:
+        body = _load(command) if command.name == asked_for else _stub
+        app.command(command.name, help=None if body is not _stub else command.summary)(body)
+    return app
+
+
+def _global_options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, too.")
+    ] = False,
+) -> None:
+    # Read by main(), which handles the errors.
+    del debug
+
+
+def _stub() -> None:
+    """Stand for a command in the list of commands."""
+
+
+def _load(command: Command) -> Callable[..., Any]:
+    try:
+        module = import_module(command.module)
+    except ModuleNotFoundError as missing:
+        if missing.name == command.module:
+            raise EnvironmentProblemError(
+                f"this build of KVFlow has no `{command.name}` command", "install a newer version"
+            ) from missing
+        if (missing.name or "").partition(".")[0] == "kvflow":
+            raise
+        raise EnvironmentProblemError(
+            f"`kvflow {command.name}` needs the package {missing.name}, which is not installed",
+            f"pip install 'kvflow[{command.extra}]'",
+        ) from missing
+    body: Callable[..., Any] = getattr(module, command.name)
+    return body

@@ -1,0 +1,117 @@
+"""``kvflow demo``: KVFlow and stock SGLang on the same work, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final, NoReturn, cast, get_args
+
+import typer
+from rich.console import Console
+
+from kvflow.demo import DemoOptions, DemoResult, render, run_demo, to_json
+from kvflow.demo.arms import ARMS, DEFAULT_ARMS, choose_arms
+from kvflow.demo.progress import LiveProgress, PlainProgress, Progress
+from kvflow.engine.device import Device
+from kvflow.errors import InvalidInputError
+
+__all__ = ["demo"]
+
+_ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def demo(
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write all figures there; - for stdout."),
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help=f"What to run, separated by commas: {', '.join(ARMS)}; or all.")
+    ] = ",".join(DEFAULT_ARMS),
+    rounds: Annotated[
+        int, typer.Option(help="Feature requests the team works on, 2 to 6; a round each.")
+    ] = 3,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda. auto: cuda where there is a GPU for it.")
+    ] = "auto",
+    keep_logs: Annotated[
+        bool, typer.Option("--keep-logs", help="Keep the engines' logs although all went well.")
+    ] = False,
+) -> None:
+    """Compare KVFlow with stock SGLang on a ten-agent workflow, on this machine.
+
+    Starts real SGLang servers one after the other, lets ten agents work through some feature
+    requests on each, and shows what KVFlow changed.  Takes about six minutes on two cores.
+    """
+    if device not in get_args(Device):
+        raise InvalidInputError(["--device"], f"{device!r} is unknown; use auto, cpu or cuda")
+    names = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
+    options = DemoOptions(
+        arms=choose_arms(names),
+        rounds=rounds,
+        device=cast(Device, device),
+        keep_logs=keep_logs,
+    )
+    _check_writable(json_file)
+    # With the figures on stdout, what people read goes to stderr.
+    console = Console(stderr=json_file == "-")
+    with _signals_clean_up():
+        result = run_demo(options, _progress(console))
+    render(result, console)
+    if json_file is not None:
+        _write(result, json_file, console)
+
+
+def _progress(console: Console) -> Progress:
+    if console.is_terminal:
+        return LiveProgress(console)
+    return PlainProgress(
+        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
+
+
+@contextmanager
+def _signals_clean_up() -> Iterator[None]:
+    """Let the first signal to end be an exception that stops all processes, undisturbed by more."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for one in _ENDING_SIGNALS:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {one: signal.getsignal(one) for one in _ENDING_SIGNALS}
+    for one in _ENDING_SIGNALS:
+        if before[one] is not signal.SIG_IGN:  # nohup
+            signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _check_writable(json_file: str | None) -> None:
+    """Now, and not after six minutes."""
+    if json_file is None or json_file == "-":
+        return
+    target = Path(json_file)
+    if target.is_dir():
+        raise InvalidInputError(["--json"], f"{json_file!r} is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise InvalidInputError(["--json"], f"there is no folder {str(target.parent)!r}")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InvalidInputError(["--json"], f"{json_file!r} cannot be written by this user")
+
+
+def _write(result: DemoResult, json_file: str, console: Console) -> None:
+    text = json.dumps(to_json(result), indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    Path(json_file).write_text(text + "\n", encoding="utf-8")
+    console.print(f"Figures: {json_file}", markup=False, highlight=False, soft_wrap=True)

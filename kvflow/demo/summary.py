@@ -1,0 +1,161 @@
+"""What the calls of an arm amount to, and what the arms have in common. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from kvflow.demo.arms import Arm
+from kvflow.demo.workflow import CallRecord
+
+__all__ = ["ArmResult", "Comparison", "DemoResult", "Difference", "percentile"]
+
+FIRST_WARM_ROUND = 2
+"""In the first round every prompt is new to the cache, whatever its order."""
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which ``percent`` of the values lie, interpolated between neighbours.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("a percentile of no values")
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """One arm's run.
+
+    Attributes:
+        optimal_hits: per call, the prompt tokens a clairvoyant cache would have found; None if
+            that could not be worked out.
+        wall_s: from the first call to the end of the last; the engine's start is not in it.
+        engine_flags: SGLang's command line.
+        kvflow_metrics: the plugin's own figures at the end; empty without KVFlow.
+        steps_reported, mispredictions: what the service knows of the run; None without KVFlow.
+    """
+
+    arm: Arm
+    records: Sequence[CallRecord]
+    optimal_hits: Sequence[int] | None
+    wall_s: float
+    engine_start_s: float
+    engine_flags: Sequence[str]
+    kvflow_metrics: Mapping[str, float] = field(default_factory=dict)
+    steps_reported: int | None = None
+    mispredictions: int | None = None
+
+    @property
+    def rounds(self) -> int:
+        return max(record.round for record in self.records)
+
+    def hit_rate(self, first_round: int = FIRST_WARM_ROUND, last_round: int | None = None) -> float:
+        """Share of the prompt tokens of these rounds that were found in cache."""
+        return self._share(
+            lambda index: self.records[index].answer.cached_tokens, first_round, last_round
+        )
+
+    def optimal_hit_rate(
+        self, first_round: int = FIRST_WARM_ROUND, last_round: int | None = None
+    ) -> float | None:
+        """The share that a clairvoyant cache would have found; None if it is not known."""
+        hits = self.optimal_hits
+        if hits is None:
+            return None
+        return self._share(lambda index: hits[index], first_round, last_round)
+
+    def ttft_s(self, percent: float, first_round: int = FIRST_WARM_ROUND) -> float:
+        """A percentile of the time to first token over the calls from ``first_round`` on."""
+        times = [one.answer.ttft_s for one in self.records if one.round >= first_round]
+        return percentile(times, percent)
+
+    def round_wall_s(self, number: int) -> float:
+        """From the first call of a round to the end of its last."""
+        calls = [record for record in self.records if record.round == number]
+        return calls[-1].started_s + calls[-1].answer.total_s - calls[0].started_s
+
+    def _share(self, hits: Callable[[int], int], first_round: int, last_round: int | None) -> float:
+        counted = [
+            index
+            for index, record in enumerate(self.records)
+            if first_round <= record.round <= (last_round or self.rounds)
+        ]
+        total = sum(self.records[index].answer.prompt_tokens for index in counted)
+        return sum(map(hits, counted)) / total
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """KVFlow against stock SGLang in one setting. Ratios above 1 are in KVFlow's favour."""
+
+    stock: ArmResult
+    kvflow: ArmResult
+
+    @property
+    def ttft_p50_ratio(self) -> float:
+        return self.stock.ttft_s(50) / self.kvflow.ttft_s(50)
+
+    @property
+    def ttft_p95_ratio(self) -> float:
+        return self.stock.ttft_s(95) / self.kvflow.ttft_s(95)
+
+    @property
+    def wall_ratio(self) -> float:
+        return self.stock.wall_s / self.kvflow.wall_s
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A call that one arm answered otherwise than the first arm did."""
+
+    round: int
+    agent_id: str
+    arm: str
+    first_arm: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """Everything the demo found out. ``started_at`` is UTC in ISO 8601."""
+
+    arms: Sequence[ArmResult]
+    versions: Mapping[str, str]
+    hardware: Mapping[str, object]
+    started_at: str
+    elapsed_s: float
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """One per setting of which both arms ran."""
+        stock = {one.arm.setting.name: one for one in self.arms if not one.arm.uses_kvflow}
+        kvflow = {one.arm.setting.name: one for one in self.arms if one.arm.uses_kvflow}
+        return tuple(Comparison(stock[name], kvflow[name]) for name in stock if name in kvflow)
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Where answers differ from the first arm's, token by token, in the order of the calls."""
+        first, *others = self.arms
+        return tuple(
+            Difference(mine.round, mine.agent_id, other.arm.name, first.arm.name)
+            for other in others
+            for mine, theirs in zip(first.records, other.records, strict=True)
+            if mine.answer.output_hash != theirs.answer.output_hash
+        )
+
+    @property
+    def outputs_identical(self) -> bool | None:
+        """Whether all arms gave the same answers to all calls; None if only one arm ran."""
+        return None if len(self.arms) < 2 else not self.differences
+
+    @property
+    def prompt_tokens_median(self) -> float:
+        """Length of a call's prompt."""
+        return median(record.answer.prompt_tokens for record in self.arms[0].records)

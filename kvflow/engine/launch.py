@@ -1,0 +1,278 @@
+"""Start SGLang: in place of this process, or beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Final, NoReturn, Self
+
+import httpx2
+
+from kvflow.engine.command import EngineCommand, build_command
+from kvflow.engine.device import choose_device, torch_is_cpu_build, visible_gpus
+from kvflow.engine.flags import flag_value
+from kvflow.engine.model import resolve_model
+from kvflow.engine.options import EngineOptions
+from kvflow.engine.paths import cache_dir, make_run_dir, remove_stale_run_dirs
+from kvflow.errors import EnvironmentProblemError
+
+__all__ = ["EngineProcess", "exec_engine", "free_port", "prepare"]
+
+_PLUGIN_GROUP: Final = "sglang.srt.plugins"
+_LOG_TAIL_LINES: Final = 30
+_STOP_GRACE_S: Final = 10.0
+# Runs between fork and SGLang: the engine gets its interrupt signal back if this process ignores
+# it (as the background jobs of a script do), and is interrupted if this process is killed.
+_TIE: Final = """
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+parent = int(sys.argv[1])
+if parent:
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGINT))
+    if os.getppid() != parent:
+        sys.exit("the process that starts the engine is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+_NOISE: Final = re.compile(r"^\s*(warnings\.warn|\^+\s*$)")
+
+
+def prepare(
+    options: EngineOptions, progress: Callable[[str], None] = lambda _line: None
+) -> EngineCommand:
+    """Resolve device and model on this machine and work out the command.
+
+    Converts ``smollm2`` if that was never done here, which takes about a minute.
+
+    Raises:
+        EnvironmentProblemError: SGLang, the device or the model is missing.
+        InvalidInputError: an option or an SGLang flag is wrong.
+    """
+    if find_spec("sglang") is None:
+        raise EnvironmentProblemError(
+            "SGLang is not installed in this Python environment",
+            "on a machine without CUDA run `make install` in a checkout of KVFlow; "
+            "on a CUDA machine run `pip install 'kvflow[sglang]'`",
+        )
+    environ = {**os.environ, **options.env}
+    device = choose_device(options.device, visible_gpus(environ), torch_is_cpu_build())
+    model_path = flag_value(options.extra_args, "--model-path")
+    return build_command(
+        options,
+        model_path=model_path or resolve_model(options.model, progress),
+        device=device,
+        environ=_with_cache_folders(os.environ),
+        cores=sorted(os.sched_getaffinity(0)),
+        sglang_version=version("sglang"),
+        other_plugins=[
+            entry.name
+            for entry in entry_points(group=_PLUGIN_GROUP)
+            if not entry.value.startswith("kvflow.")
+        ],
+    )
+
+
+def exec_engine(command: EngineCommand) -> NoReturn:
+    """Replace this process by the engine, so that signals and the exit status are its own."""
+    remove_stale_run_dirs()
+    env = {**command.env, "TMPDIR": str(make_run_dir())}
+    os.execvpe(command.argv[0], list(command.argv), env)  # noqa: S606 - no shell is the point
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that nothing listens on just now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class EngineProcess:
+    """An engine that runs beside this process, in a process group of its own.
+
+    As a context manager it is up, and has answered a one-token request, when the block is entered;
+    its whole process group is gone when the block is left.  It also ends when this process is
+    killed, if the main thread started it.  Not thread-safe.
+
+    Args:
+        log_path: where its output goes; by default a file in the cache folder.
+        start_timeout_s: how long it may take to answer, 20 to 40 s being usual for a small model.
+    """
+
+    def __init__(
+        self, command: EngineCommand, *, log_path: Path | None = None, start_timeout_s: float = 300
+    ) -> None:
+        self.command = command
+        self.log_path = log_path or cache_dir() / "logs" / f"engine-{command.port}.log"
+        self.start_timeout_s = start_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run_dir: Path | None = None
+
+    @property
+    def base_url(self) -> str:
+        """The engine's address without a trailing slash."""
+        return f"http://{_reachable(self.command.host)}:{self.command.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine's launcher and id of its group; None when it is not running."""
+        return self._process.pid if self._process else None
+
+    def is_running(self) -> bool:
+        """Whether the engine was started and its launcher has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the engine and wait until it answers.
+
+        Raises:
+            EnvironmentProblemError: the port is taken, the engine ended, or it did not answer in
+                time; with the last lines of its log.  Nothing is left running then.
+        """
+        if self._process is not None:
+            raise RuntimeError("this engine was started already; stop it first")
+        self._refuse_taken_port()
+        remove_stale_run_dirs()
+        self._run_dir = make_run_dir()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - argv is built by build_command
+                (sys.executable, "-c", _TIE, self._parent(), *self.command.argv),
+                env={**self.command.env, "TMPDIR": str(self._run_dir)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_it_answers(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the whole process group: politely, after 10 s by force.  Safe to call twice.
+
+        Requests in flight are dropped.  An interrupt to the launcher alone is what SGLang reacts
+        to at once; at a SIGTERM it drains for about ten seconds, and when its children get the
+        signal too it takes their end for a crash.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            _wait_for_group(process, _STOP_GRACE_S)
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+        run_dir, self._run_dir = self._run_dir, None
+        if run_dir is not None:
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+    def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
+        """The last lines of the engine's output."""
+        try:
+            text = self.log_path.read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(line for line in text.splitlines()[-lines:] if not _NOISE.match(line))
+
+    @staticmethod
+    def _parent() -> str:
+        # The kernel means the thread that starts a process when it says parent.
+        main = threading.current_thread() is threading.main_thread()
+        return str(os.getpid() if main else 0)
+
+    def _refuse_taken_port(self) -> None:
+        host, port = _reachable(self.command.host), self.command.port
+        try:
+            socket.create_connection((host.strip("[]"), port), timeout=2).close()
+        except OSError:
+            return
+        raise EnvironmentProblemError(
+            f"something is listening on {host}:{port} already",
+            "stop it (perhaps an engine of an earlier run), or choose another port with --port",
+        )
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self.start_timeout_s
+        with httpx2.Client(base_url=self.base_url, timeout=30, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                status = process.poll()
+                if status is not None:
+                    raise EnvironmentProblemError(
+                        f"the engine ended while starting (exit status {status}); "
+                        f"its last lines:\n{self.log_tail()}",
+                        f"read {self.log_path}; `kvflow doctor` checks this machine",
+                    )
+                try:
+                    if client.get("/health").status_code == httpx2.codes.OK:
+                        return
+                except httpx2.TransportError:
+                    pass
+                time.sleep(0.5)
+        raise EnvironmentProblemError(
+            f"the engine did not answer within {self.start_timeout_s:.0f} s; "
+            f"its last lines:\n{self.log_tail()}",
+            f"read {self.log_path}; a slow machine may need a longer start timeout",
+        )
+
+
+def _with_cache_folders(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Send what SGLang and Triton compile to KVFlow's cache folder, unless the user chose one."""
+    cache = cache_dir(environ)
+    return MappingProxyType(
+        {
+            "SGLANG_CACHE_DIR": str(cache / "sglang"),
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            **environ,
+        }
+    )
+
+
+def _reachable(host: str) -> str:
+    if host in {"0.0.0.0", "::"}:
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+def _wait_for_group(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Wait until no process of the group is left, or the time is up."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        process.poll()
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)

@@ -1,0 +1,175 @@
+"""The marks on a workflow's graph: which agents may start, and what a start or finish changes.
+
+Marks. When an agent finishes, every out-edge gets a mark that remembers this finish. When an agent
+starts, it takes the oldest mark of each in-edge (join ``all``) or the oldest over its in-edges
+(join ``any``). An entry agent begins with an entry mark: it counts as the oldest of all, alone lets
+the agent start whatever its join, and is used once. Taking a mark from a ``choice`` edge withdraws
+the marks that the same finish put on the source's other choice edges, since that branch was not
+taken; a join ``all`` over several choice edges does so for each of them.
+
+Mispredictions. A start of an agent whose in-edges do not hold what its join needs takes nothing.
+
+Early starts. A nested call (``planner`` calls ``coder`` before it returns) and two processes that
+report independently both put the start of an agent before the finish that leads to it. It is a
+misprediction, but the mark of the later finish must not stay behind and make the agent look
+imminent for ever. So a start whose missing marks can come from runs that are under way is
+remembered, and takes the marks as soon as they are there: the marking is then the same as if the
+two events had come in order. If the marks go elsewhere, the start is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import Final
+
+from kvflow.graph.adjacency import Adjacency
+
+__all__ = ["MAX_MARKS_PER_EDGE", "Marking"]
+
+MAX_MARKS_PER_EDGE: Final = 1024
+"""An edge holds at most this many marks; a further one drops the oldest. Without a bound, an agent
+that finishes again and again while its successor never starts would grow the state for ever. Steps
+look only at whether an edge is marked, so they stay right; what is lost is that, of so many starts
+still to come, those beyond the bound count as mispredictions."""
+
+
+class Marking:
+    """Marks by edge and agent, both as positions in the graph.
+
+    Args:
+        graph: the compiled graph.
+        entry: the entry agents.
+        runs: the runs under way by agent, a view that the owner keeps up to date. A run that
+            starts is in it after ``take`` and ``expect``, one that finishes is not when ``put`` is
+            called.
+
+    Attributes:
+        entry: agents that hold their entry mark.
+        by_edge: per marked edge, the numbers of the finishes that put its marks, oldest first.
+            Ascending, as finishes are numbered in order and put at most one mark on an edge.
+    """
+
+    __slots__ = ("_early_starts", "_finishes", "_graph", "_runs", "by_edge", "entry")
+
+    def __init__(self, graph: Adjacency, entry: frozenset[int], runs: Mapping[int, Sized]) -> None:
+        self._graph = graph
+        self._runs = runs
+        self.entry = entry
+        self.by_edge: dict[int, tuple[int, ...]] = {}
+        self._finishes = 0
+        # Per agent, how many of its starts wait for marks of runs under way. Such an agent may not
+        # start (or it would have taken what it waits for), and the runs can still serve the number.
+        self._early_starts: dict[int, int] = {}
+
+    def copy(self, runs: Mapping[int, Sized]) -> Marking:
+        """Return an independent marking that looks at ``runs``."""
+        twin = Marking(self._graph, self.entry, runs)
+        twin.by_edge = self.by_edge.copy()
+        twin._finishes = self._finishes
+        twin._early_starts = self._early_starts.copy()
+        return twin
+
+    def take(self, agent: int) -> bool:
+        """Take the marks that let the agent start, or none and return False if they do not.
+
+        O(in-edges), plus the siblings of the choice edges among them.
+        """
+        if agent in self.entry:
+            self.entry -= {agent}
+            return True
+        edges = self._graph.in_edges[agent]
+        by_edge = self.by_edge
+        if self._graph.joins_any[agent]:
+            oldest: tuple[int, int] | None = None
+            for edge in edges:
+                marks = by_edge.get(edge)
+                if marks is not None and (oldest is None or marks[0] < oldest[0]):
+                    oldest = (marks[0], edge)
+            if oldest is None:
+                return False
+            self._take_mark(oldest[1])
+            return True
+        for edge in edges:
+            if edge not in by_edge:
+                return False
+        for edge in edges:
+            self._take_mark(edge)
+        return bool(edges)
+
+    def expect(self, agent: int) -> None:
+        """Remember a start that found too few marks, if runs under way can bring the rest."""
+        early = self._early_starts.get(agent, 0)
+        if early < self._servable_starts(agent):
+            self._early_starts[agent] = early + 1
+
+    def put(self, agent: int) -> bool:
+        """Mark the out-edges of an agent that has finished. O(out-edges).
+
+        Returns:
+            False if early starts took some of the marks right away.
+        """
+        self._finishes += 1
+        fresh = (self._finishes,)
+        by_edge = self.by_edge
+        for edge in self._graph.out_edges[agent]:
+            marks = by_edge.get(edge)
+            if marks is None:
+                by_edge[edge] = fresh
+            elif len(marks) < MAX_MARKS_PER_EDGE:
+                by_edge[edge] = marks + fresh
+            else:
+                by_edge[edge] = marks[1:] + fresh
+        return not self._early_starts or not self._serve_early_starts(agent)
+
+    def _take_mark(self, edge: int) -> None:
+        finish = self.by_edge[edge][0]
+        self._drop_mark(edge, finish)
+        graph = self._graph
+        if graph.is_choice[edge]:
+            # None of the siblings leads to this edge's target (an edge is declared once), so this
+            # cannot take away what a join still counts on.
+            for sibling in graph.choice_edges[graph.source[edge]]:
+                if finish in self.by_edge.get(sibling, ()):
+                    self._drop_mark(sibling, finish)
+                    self._forget_hopeless(graph.target[sibling])
+
+    def _drop_mark(self, edge: int, finish: int) -> None:
+        marks = self.by_edge[edge]
+        if len(marks) == 1:
+            del self.by_edge[edge]
+        else:
+            self.by_edge[edge] = tuple(mark for mark in marks if mark != finish)
+
+    def _servable_starts(self, agent: int) -> int:
+        """Return how many starts the marks there are and the runs under way can serve.
+
+        A finish turns a run into a mark and an early start that is served takes what it counted on,
+        so of all changes only a mark withdrawn can leave an early start without hope.
+        """
+        graph = self._graph
+        supply = [
+            len(self.by_edge.get(edge, ())) + len(self._runs.get(graph.source[edge], ()))
+            for edge in graph.in_edges[agent]
+        ]
+        return sum(supply) if graph.joins_any[agent] else min(supply, default=0)
+
+    def _serve_early_starts(self, finished: int) -> bool:
+        """Let early starts take the marks that ``finished`` has just put; True if any did."""
+        served = False
+        for agent in self._graph.successors[finished]:
+            while agent in self._early_starts and self.take(agent):
+                served = True
+                self._set_early_starts(agent, self._early_starts[agent] - 1)
+        return served
+
+    def _forget_hopeless(self, agent: int) -> None:
+        """Forget early starts beyond what can still be served."""
+        early = self._early_starts.get(agent, 0)
+        if early:
+            self._set_early_starts(agent, min(early, self._servable_starts(agent)))
+
+    def _set_early_starts(self, agent: int, count: int) -> None:
+        if count:
+            self._early_starts[agent] = count
+        else:
+            del self._early_starts[agent]

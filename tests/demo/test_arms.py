@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from kvflow.demo.arms import ARMS, DEFAULT_ARMS, SETTINGS, choose_arms
+from kvflow.errors import InvalidInputError
+
+
+def test_arms_of_a_setting_differ_in_the_cache_only() -> None:
+    for setting in SETTINGS.values():
+        arms = [arm for arm in ARMS.values() if arm.setting is setting]
+        assert [arm.radix for arm in arms] == ["stock", "kvflow"]
+
+
+def test_the_default_has_a_setting_without_and_one_with_a_host_pool() -> None:
+    settings = [ARMS[name].setting for name in DEFAULT_ARMS]
+    assert [setting.hicache_ratio is None for setting in settings] == [True, True, False, False]
+
+
+def test_arms_run_in_a_fixed_order() -> None:
+    assert [arm.name for arm in choose_arms(["kvflow+hicache", "stock"])] == [
+        "stock",
+        "kvflow+hicache",
+    ]
+
+
+@pytest.mark.parametrize(("names", "word"), [(["vllm"], "'vllm'"), ([], "no arm"), ([""], "''")])
+def test_wrong_arms_are_refused_with_those_there_are(names: list[str], word: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        choose_arms(names)
+    assert word in caught.value.problem
+    assert "stock+hicache" in caught.value.problem
+
+
+def test_tier_sizes_are_those_sglang_works_out() -> None:
+    # As in its log: "Allocating kv hierarchical KV host pool: 4112 tokens".
+    assert SETTINGS["small-host"].host_tokens == 4112
+    assert SETTINGS["small-host"].capacity_tokens == 2048 + 4112
+    assert SETTINGS["device-only"].capacity_tokens == 6144

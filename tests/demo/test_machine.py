@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import kvflow
+from kvflow.demo.machine import _cpu_model, hardware, versions
+
+
+def test_versions_name_what_takes_part() -> None:
+    found = versions()
+    assert found["kvflow"] == kvflow.__version__
+    assert found["python"] == platform.python_version()
+
+
+def test_hardware_names_the_device_and_the_cores() -> None:
+    found = hardware("cpu", ())
+    assert found["device"] == "cpu"
+    assert found["cores"] >= 1  # type: ignore[operator]
+    assert found["gpus"] == []
+
+
+def test_the_cpu_model_is_the_kernels(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Some CPU: 2 GHz\nmodel name\t: other\n")
+    assert _cpu_model(cpuinfo) == "Some CPU: 2 GHz"
+    assert _cpu_model(tmp_path / "none") == ""

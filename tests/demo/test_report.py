@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from kvflow.demo.arms import ARMS
+from kvflow.demo.report import render, sentence, table_rows, to_json
+from kvflow.demo.summary import DemoResult
+from tests.demo.conftest import make_answer, make_arm, make_result
+
+FOUR = ("stock", "kvflow", "stock+hicache", "kvflow+hicache")
+
+
+@pytest.fixture
+def result() -> DemoResult:
+    return make_result(
+        *(
+            make_arm(
+                name,
+                warm_hits=78 if "kvflow" in name else 0,
+                ttft_s=0.5 if "kvflow" in name else 1.5,
+                wall_s=40 if "kvflow" in name else 60,
+            )
+            for name in FOUR
+        )
+    )
+
+
+def test_json_has_what_was_promised(result: DemoResult) -> None:
+    document = json.loads(json.dumps(to_json(result)))
+    assert {"arms", "outputs_identical", "versions", "settings", "hardware"} <= set(document)
+    assert [arm["name"] for arm in document["arms"]] == list(FOUR)
+    for arm in document["arms"]:
+        assert {"name", "hit_rate", "ttft_p50_s", "ttft_p95_s", "wall_s"} <= set(arm)
+        assert arm["setting"] in document["settings"]["caches"]
+        assert len(arm["calls"]) == 30
+        assert {
+            "round",
+            "agent_id",
+            "prompt_tokens",
+            "cached_tokens",
+            "ttft_s",
+            "total_s",
+            "output_sha256",
+        } <= set(arm["calls"][0])
+    assert document["outputs_identical"] is True
+    assert document["versions"]["sglang"] == "0.5.23"
+    assert document["settings"]["seed"] == 0
+    assert document["settings"]["caches"]["small-host"]["host_tokens"] == 4112
+
+
+def test_json_figures_are_those_of_the_arms(result: DemoResult) -> None:
+    kvflow = to_json(result)["arms"][1]
+    assert kvflow["hit_rate"] == pytest.approx(0.78)
+    assert kvflow["optimal_hit_rate"] == pytest.approx(0.8)
+    assert kvflow["ttft_p50_s"] == 0.5
+    assert kvflow["wall_s"] == 40
+    assert [one["hit_rate"] for one in kvflow["rounds"]] == pytest.approx([0, 0.78, 0.78])
+    assert kvflow["calls"][10]["optimal_cached_tokens"] == 80
+
+
+def test_json_without_a_known_optimum(result: DemoResult) -> None:
+    arm = replace(result.arms[0], optimal_hits=None)
+    written = to_json(replace(result, arms=[arm]))["arms"][0]
+    assert written["optimal_hit_rate"] is None
+    assert written["calls"][0]["optimal_cached_tokens"] is None
+
+
+def test_the_table_has_a_group_per_setting(result: DemoResult) -> None:
+    (first, first_rows), (second, second_rows) = table_rows(result)
+    assert (first.name, second.name) == ("device-only", "small-host")
+    assert first_rows[1] == ("KVFlow", "0.780", "0.800", "0.50 s", "0.50 s", "40.0 s")
+    assert [row[0] for row in second_rows] == [
+        "stock SGLang with HiCache",
+        "KVFlow with HiCache",
+    ]
+
+
+def test_the_sentence_says_ratios_and_optimum_and_that_outputs_agree(result: DemoResult) -> None:
+    text = sentence(result)
+    assert text.startswith("KVFlow found 78.0% of the prompt tokens in cache")
+    assert "(best any policy could: 80.0%)" in text
+    assert "the first token 3.00 times as fast (p95: 3.00 times)" in text
+    assert "the whole run 1.50 times as fast" in text
+    assert text.endswith("all 4 arms gave identical outputs.")
+
+
+def test_the_sentence_does_not_hide_a_slowdown() -> None:
+    slower = make_result(make_arm("stock", wall_s=40), make_arm("kvflow", wall_s=60))
+    assert "the whole run 0.67 times as fast" in sentence(slower)
+
+
+def test_the_sentence_does_not_hide_other_outputs(result: DemoResult) -> None:
+    last = result.arms[-1]
+    records = [*last.records[:-1], replace(last.records[-1], answer=make_answer(output_ids=()))]
+    text = sentence(replace(result, arms=[*result.arms[:-1], replace(last, records=records)]))
+    assert "outputs are NOT identical (1 differ, first the release_manager's in round 3" in text
+
+
+def test_what_is_printed_fits_a_terminal() -> None:
+    console = pytest.importorskip("rich.console")
+    written = io.StringIO()
+    every = make_result(*(make_arm(name, warm_hits=78, wall_s=100.0) for name in ARMS))
+    render(every, console.Console(file=written, width=80))
+    lines = [line.rstrip() for line in written.getvalue().splitlines()]
+    (head,) = [line for line in lines if line.startswith("   ") and "possible" in line]
+    table = lines[lines.index(head) : lines.index(head) + 11]
+    assert [line[:34].strip() for line in table[2:]] == [
+        "device-only:",
+        "stock SGLang",
+        "KVFlow",
+        "small-host:",
+        "stock SGLang with HiCache",
+        "KVFlow with HiCache",
+        "large-host:",
+        "stock SGLang with a large HiCache",
+        "KVFlow with a large HiCache",
+    ]
+    assert table[3][34:].split() == ["0.780", "0.800", "1.00", "s", "1.00", "s", "100.0", "s"]
+    assert max(map(len, table)) <= 80
+    assert "…" not in written.getvalue()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median, quantiles
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvflow.demo.summary import ArmResult, percentile
+from tests.demo.conftest import make_answer, make_arm, make_result
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [
+        ([3.0], 95, 3.0),
+        ([1.0, 2.0], 50, 1.5),
+        ([4.0, 1.0, 3.0, 2.0], 0, 1.0),
+        ([4.0, 1.0, 3.0, 2.0], 100, 4.0),
+        ([0.0, 10.0, 20.0, 30.0, 40.0], 95, 38.0),
+    ],
+)
+def test_percentile(values: list[float], percent: float, expected: float) -> None:
+    assert percentile(values, percent) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=60))
+def test_percentile_agrees_with_the_standard_library(values: list[float]) -> None:
+    cuts = quantiles(values, n=100, method="inclusive")
+    assert percentile(values, 95) == pytest.approx(cuts[94])
+    assert percentile(values, 50) == pytest.approx(median(values))
+
+
+def test_a_percentile_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+
+
+def test_hit_rates_count_tokens_of_the_rounds_asked_for() -> None:
+    arm = make_arm("kvflow", warm_hits=60)
+    assert arm.hit_rate() == pytest.approx(0.6)
+    assert arm.hit_rate(1) == pytest.approx(0.4)
+    assert arm.hit_rate(1, 1) == 0
+    assert arm.optimal_hit_rate() == pytest.approx(0.8)
+    assert arm.optimal_hit_rate(2, 2) == pytest.approx(0.8)
+
+
+def test_a_hit_rate_weighs_calls_by_their_length() -> None:
+    arm = make_arm("kvflow", rounds=2)
+    long = make_answer(prompt_tokens=1100, cached_tokens=1100)
+    records = [*arm.records[:-1], replace(arm.records[-1], answer=long)]
+    assert replace(arm, records=records).hit_rate() == pytest.approx(1100 / (9 * 100 + 1100))
+
+
+def test_an_unknown_optimum_stays_unknown() -> None:
+    assert replace(make_arm("kvflow"), optimal_hits=None).optimal_hit_rate() is None
+
+
+def test_the_first_round_is_not_in_the_ttft_unless_asked_for() -> None:
+    arm = make_arm("stock", ttft_s=1.0)
+    assert arm.ttft_s(50) == arm.ttft_s(95) == 1.0
+    assert arm.ttft_s(95, 1) == 2.0
+
+
+def test_a_round_lasts_until_its_last_answer_is_complete() -> None:
+    assert make_arm("stock", ttft_s=1.0).round_wall_s(2) == pytest.approx(9 + 1.5)
+
+
+def test_ratios_above_one_are_in_kvflows_favour() -> None:
+    stock = make_arm("stock", ttft_s=3.0, wall_s=60)
+    kvflow = make_arm("kvflow", ttft_s=1.0, wall_s=40)
+    (comparison,) = make_result(stock, kvflow).comparisons
+    assert comparison.ttft_p50_ratio == pytest.approx(3.0)
+    assert comparison.ttft_p95_ratio == pytest.approx(3.0)
+    assert comparison.wall_ratio == pytest.approx(1.5)
+
+
+def test_only_arms_of_one_setting_are_compared() -> None:
+    arms = [make_arm(name) for name in ("stock", "kvflow", "kvflow+hicache")]
+    (comparison,) = make_result(*arms).comparisons
+    assert (comparison.stock.arm.name, comparison.kvflow.arm.name) == ("stock", "kvflow")
+    assert make_result(arms[0], arms[2]).comparisons == ()
+
+
+def _with_other_answer(arm: ArmResult, index: int) -> ArmResult:
+    records = list(arm.records)
+    records[index] = replace(records[index], answer=make_answer("else", output_ids=(0,)))
+    return replace(arm, records=records)
+
+
+def test_outputs_are_identical_if_all_tokens_are() -> None:
+    result = make_result(make_arm("stock"), make_arm("kvflow", warm_hits=60))
+    assert result.outputs_identical is True
+    assert result.differences == ()
+
+
+def test_one_other_answer_is_a_difference_and_is_named() -> None:
+    result = make_result(make_arm("stock"), _with_other_answer(make_arm("kvflow"), 13))
+    assert result.outputs_identical is False
+    (difference,) = result.differences
+    assert (difference.round, difference.agent_id) == (2, "architect")
+    assert (difference.first_arm, difference.arm) == ("stock", "kvflow")
+
+
+def test_one_arm_alone_is_not_called_identical() -> None:
+    assert make_result(make_arm("stock")).outputs_identical is None

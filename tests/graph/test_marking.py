@@ -1,0 +1,276 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kvflow.graph import AgentStepGraph, WorkflowState
+from kvflow.graph.marking import MAX_MARKS_PER_EDGE
+from tests.graph.builders import graph, graphs, play
+from tests.graph.naive_marking import NaiveMarking
+from tests.graph.oracle import solve_state
+
+DIAMOND = ("a b c d", "a>b a>c b>d c>d")
+
+
+@pytest.mark.parametrize(
+    ("shape", "events", "marks", "mispredictions"),
+    [
+        pytest.param(("a b c", "a>b a>c"), "+a -a", {"ab": 1, "ac": 1}, 0, id="fan-out"),
+        pytest.param(("a b c", "a>b a>c"), "+a -a +b", {"ac": 1}, 0, id="fan-out, one taken"),
+        pytest.param(("a b", "a>b"), "+a +a -a -a", {"ab": 2}, 1, id="each finish puts a mark"),
+        pytest.param(("a b", "a>b"), "+a -a +b +b", {}, 1, id="each start takes its own"),
+        pytest.param(("a b", "a>b"), "+b -b", {}, 1, id="a start without mark takes none"),
+        pytest.param(DIAMOND, "+a -a +b -b", {"ac": 1, "bd": 1}, 0, id="join all, one mark"),
+        pytest.param(
+            DIAMOND,
+            "+a -a +b -b +d",
+            {"ac": 1, "bd": 1},
+            1,
+            id="join all, too few marks, takes none",
+        ),
+        pytest.param(DIAMOND, "+a -a +b -b +c -c +d", {}, 0, id="join all takes one from each"),
+        pytest.param(
+            ("a b c d", "b>d c>d", "a b c"),
+            "+b -b +b -b +c -c +d",
+            {"bd": 1},
+            1,
+            id="join all takes no more than one from each",
+        ),
+        pytest.param(
+            ("b c d|any", "b>d c>d", "b c"), "+c -c +b -b +d", {"bd": 1}, 0, id="any: oldest, c"
+        ),
+        pytest.param(
+            ("b c d|any", "b>d c>d", "b c"), "+b -b +c -c +d", {"cd": 1}, 0, id="any: oldest, b"
+        ),
+        pytest.param(
+            ("a b", "a>b b>a", "a b"),
+            "+a -a +b",
+            {"ab": 1},
+            0,
+            id="the entry mark goes before the mark of an edge",
+        ),
+        pytest.param(
+            ("a b", "a>b b>a", "a b"), "+a -a +b +b", {}, 0, id="the entry mark is used once"
+        ),
+        pytest.param(
+            ("a b c d", "a?b a?c a>d"),
+            "+a -a +b",
+            {"ad": 1},
+            0,
+            id="a choice withdraws its sibling, not an always edge",
+        ),
+        pytest.param(
+            ("a b c d", "a?b a?c a>d"),
+            "+a -a +d",
+            {"ab": 1, "ac": 1},
+            0,
+            id="an always edge withdraws nothing",
+        ),
+        pytest.param(
+            ("a b c", "a?b a?c b>a"),
+            "+a -a +b -b +a -a +c",
+            {},
+            0,
+            id="a later visit may take the other branch",
+        ),
+        pytest.param(
+            ("a|any b c", "a?b a?c a>a"),
+            "+a -a +a -a +c",
+            {"ab": 1, "ac": 1, "aa": 1},
+            0,
+            id="only the marks of the same finish are withdrawn",
+        ),
+        pytest.param(
+            ("a|any b c", "a?b a?c a>a"),
+            "+a -a +a -a +b +c",
+            {"aa": 1},
+            0,
+            id="two finishes, one branch each",
+        ),
+        pytest.param(
+            ("a b c d e", "a?c b?c a?d b?e", "a b"),
+            "+a -a +b -b +c",
+            {},
+            0,
+            id="join all over two choices withdraws the siblings of both",
+        ),
+        pytest.param(
+            ("a b c|any d e", "a?c b?c a?d b?e", "a b"),
+            "+a -a +b -b +c",
+            {"bc": 1, "be": 1},
+            0,
+            id="join any over two choices withdraws the siblings of the one taken",
+        ),
+        pytest.param(("a", "a>a"), "+a -a +a -a", {"aa": 1}, 0, id="an edge to itself"),
+    ],
+)
+def test_value_table(
+    shape: tuple[str, ...], events: str, marks: dict[str, int], mispredictions: int
+) -> None:
+    state = play(WorkflowState(graph(*shape)), events)
+    assert state.marks() == {(edge[0], edge[1]): count for edge, count in marks.items()}
+    assert state.mispredictions == mispredictions
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_order", "as_reported"),
+    [
+        pytest.param(("a b", "a>b"), "+a -a +b", "+a +b -a", id="start before finish"),
+        pytest.param(
+            ("a b c", "a>b b>c c>a"),
+            "+a -a +b -b +c -c",
+            "+a +b +c -c -b -a",
+            id="nested calls round a loop",
+        ),
+        pytest.param(
+            DIAMOND, "+a -a +b -b +c -c +d", "+a -a +b -b +c +d -c", id="join all, half marked"
+        ),
+        pytest.param(
+            DIAMOND, "+a -a +b +c -b -c +d", "+a -a +b +c +d -c -b", id="join all, no mark yet"
+        ),
+        pytest.param(
+            ("a b|any c", "a>b c>b", "a c"), "+a +c -a +b -c", "+a +c +b -a -c", id="join any"
+        ),
+        pytest.param(
+            ("a b c", "a?b a?c"), "+a -a +c", "+a +c -a", id="the finish marks the branch taken"
+        ),
+        pytest.param(
+            ("a b", "a>b"), "+a +a -a -a +b +b", "+a +a +b +b -a -a", id="two runs, two starts"
+        ),
+        pytest.param(("a", "a>a"), "+a -a +a", "+a +a -a", id="an edge to itself"),
+    ],
+)
+def test_an_early_start_leaves_the_marking_of_events_in_order(
+    shape: tuple[str, ...], in_order: str, as_reported: str
+) -> None:
+    expected = play(WorkflowState(graph(*shape)), in_order)
+    state = play(WorkflowState(graph(*shape)), as_reported)
+    assert state.marks() == expected.marks()
+    assert state.steps_to_execution() == expected.steps_to_execution()
+    assert state.mispredictions > expected.mispredictions
+
+
+@pytest.mark.parametrize(
+    ("shape", "events", "marks"),
+    [
+        pytest.param(("a b", "a>b"), "+b +a -a", {"ab": 1}, id="no predecessor was running"),
+        pytest.param(("a b", "a>b"), "+a +b +b -a +a -a", {"ab": 1}, id="one run, one early start"),
+        pytest.param(
+            ("a b c", "a?b a?c"), "+a +b +c -a +a -a", {"ab": 1, "ac": 1}, id="the branch not taken"
+        ),
+        pytest.param(
+            ("a b c x", "a?b a?c x>c", "a x"),
+            "+a -a +x +c +b +a -a -x",
+            {"ab": 1, "ac": 1, "xc": 1},
+            id="a start that takes a choice withdraws what another waits for",
+        ),
+    ],
+)
+def test_an_early_start_takes_no_more_than_it_waited_for(
+    shape: tuple[str, ...], events: str, marks: dict[str, int]
+) -> None:
+    state = play(WorkflowState(graph(*shape)), events)
+    assert state.marks() == {(edge[0], edge[1]): count for edge, count in marks.items()}
+
+
+def test_marks_on_an_edge_are_bounded() -> None:
+    state = WorkflowState(graph("a b c", "a?b a?c"))
+    for _ in range(MAX_MARKS_PER_EDGE):
+        play(state, "+a -a")
+    full = {("a", "b"): MAX_MARKS_PER_EDGE, ("a", "c"): MAX_MARKS_PER_EDGE}
+    for _ in range(3):
+        assert state.marks() == full
+        assert state.steps_to_execution()["b"] == 1
+        play(state, "+a -a")
+    for _ in range(MAX_MARKS_PER_EDGE):
+        play(state, "+b -b")
+    assert state.marks() == {}
+
+
+def test_a_start_beyond_the_bound_on_marks_is_a_misprediction() -> None:
+    state = WorkflowState(graph("a b c", "a>b a>c"))
+    for _ in range(MAX_MARKS_PER_EDGE + 3):
+        play(state, "+a -a")
+    before = state.mispredictions
+    for _ in range(MAX_MARKS_PER_EDGE):
+        play(state, "+b -b")
+    assert state.marks() == {("a", "c"): MAX_MARKS_PER_EDGE}
+    assert state.mispredictions == before
+    play(state, "+b -b")
+    assert state.mispredictions == before + 1
+
+
+class MarkingMachine(RuleBasedStateMachine):
+    """Any events in any order, against the plain model."""
+
+    state: WorkflowState
+    model: NaiveMarking
+
+    @initialize(built=graphs(max_agents=6))
+    def begin(self, built: AgentStepGraph) -> None:
+        self.state = WorkflowState(built)
+        self.model = NaiveMarking(built)
+
+    @rule(pick=st.integers(0, 5))
+    def start(self, pick: int) -> None:
+        agent_id = self.state.graph.agent_ids[pick % len(self.state.graph.agent_ids)]
+        outcome = self.state.start(agent_id)
+        assert outcome.misprediction == self.model.start(agent_id)
+        assert not outcome.duplicate
+
+    @precondition(lambda self: 1 in self.state.step_values())
+    @rule(pick=st.integers(0, 5))
+    def start_one_that_looks_imminent(self, pick: int) -> None:
+        steps = self.state.steps_to_execution()
+        imminent = [agent_id for agent_id, value in steps.items() if value == 1]
+        agent_id = imminent[pick % len(imminent)]
+        assert self.state.start(agent_id).misprediction == self.model.start(agent_id)
+
+    @precondition(lambda self: self.model.running.total())
+    @rule(pick=st.integers(0, 5))
+    def finish(self, pick: int) -> None:
+        running = sorted(+self.model.running)
+        agent_id = running[pick % len(running)]
+        self.state.finish(agent_id)
+        self.model.finish(agent_id)
+
+    @rule()
+    def go_on_with_a_copy(self) -> None:
+        self.state = self.state.copy()
+
+    @invariant()
+    def agrees(self) -> None:
+        marks = Counter((mark.edge.source, mark.edge.target) for mark in self.model.marks)
+        assert self.state.marks() == marks
+        assert self.state.entry_marks() == self.model.entry_marks
+        assert self.state.mispredictions == self.model.mispredictions
+        assert self.state.steps_to_execution() == solve_state(self.state)
+
+
+TestMarkingMachine = MarkingMachine.TestCase
+TestMarkingMachine.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+@given(graphs(max_agents=6), st.data())
+def test_a_start_reported_just_before_a_finish_makes_no_difference(
+    built: AgentStepGraph, data: st.DataObject
+) -> None:
+    agent_ids = st.sampled_from(built.agent_ids)
+    state = WorkflowState(built)
+    for agent_id in data.draw(st.lists(agent_ids, max_size=20)):
+        if state.running(agent_id) and data.draw(st.booleans()):
+            state.finish(agent_id)
+        else:
+            state.start(agent_id)
+    running = [agent_id for agent_id in built.agent_ids if state.running(agent_id)]
+    if not running:
+        return
+    finishing, starting = data.draw(st.sampled_from(running)), data.draw(agent_ids)
+    in_order, swapped = state, state.copy()
+    play(in_order, f"-{finishing} +{starting}")
+    play(swapped, f"+{starting} -{finishing}")
+    assert swapped.marks() == in_order.marks()
+    assert swapped.entry_marks() == in_order.entry_marks()
+    assert swapped.steps_to_execution() == in_order.steps_to_execution()
