@@ -29,14 +29,16 @@ def clairvoyant_hit_tokens(
 ) -> list[int]:
     """Prompt tokens found in cache, per call, under Belady's rule.
 
-    Calls run one after the other. Each needs room for all its tokens while it runs; then every
-    page may stay or go. The page whose next use lies furthest ahead goes first (Belady 1966),
-    which is optimal for pages of one size; at equal distance the deeper page goes first, so what
-    stays is always a prefix. Pages are shared by calls that begin alike. It is a bound for one
-    tier: no policy, whatever it knows, finds more in a cache of this size.
+    Calls run one after the other. Each needs room for all its whole pages while it runs; then
+    every page may stay or go. The page whose next use lies furthest ahead goes first (Belady
+    1966), which is optimal for pages of one size; at equal distance the deeper page goes first,
+    so what a call finds is always a prefix. Pages are shared by calls that begin alike. It is a
+    bound for one tier: no policy, whatever it knows, finds more in a cache of this size.
 
-    What it ignores: that a last page is never a hit as a whole (the engine computes at least one
-    token of each prompt), so the bound may exceed what is reachable by a page a call.
+    What it ignores, so that the bound may exceed what is reachable by a little: that a last page
+    is never a hit as a whole (the engine computes at least one token of each prompt); that a last
+    page begun needs room too; that a page can't go before those that follow it in a tree, which
+    matters only where an answer is generated again and then read.
 
     Args:
         calls: all calls, in the order they run.
@@ -44,7 +46,7 @@ def clairvoyant_hit_tokens(
         page_size: tokens per page.
 
     Raises:
-        ValueError: a call alone does not fit.
+        ValueError: the whole pages of a call alone do not fit.
 
     Complexity: O(P log P) for P pages over all calls.
     """
@@ -70,18 +72,10 @@ def clairvoyant_hit_tokens(
             cached.add(page)
             current[page] = next_uses[position][depth]
         running = set(path)
-        held_back: list[tuple[float, int, int]] = []
         while len(cached) > capacity:
-            entry = heapq.heappop(order)
-            distance, _, page = entry
-            if page not in cached or -distance != current[page]:
-                continue
-            if page in running:
-                held_back.append(entry)
-                continue
-            cached.discard(page)
-        for entry in held_back:
-            heapq.heappush(order, entry)
+            distance, _, page = heapq.heappop(order)
+            if page not in running and -distance == current[page]:
+                cached.discard(page)
         for depth, page in enumerate(path):
             heapq.heappush(order, (-current[page], -depth, page))
     return hits
@@ -104,12 +98,15 @@ def _page_paths(calls: Sequence[CachedCall], page_size: int) -> list[list[int]]:
 
 
 def _next_uses(paths: Sequence[Sequence[int]], prompt_pages: Sequence[int]) -> list[list[float]]:
-    """For each page of each call, the position of the next call whose prompt has it."""
+    """For each page of each call, the position of the next call whose prompt has it.
+
+    None if an answer has it before: that call brings the page whether it was kept or not.
+    """
     upcoming: dict[int, float] = {}
     uses: list[list[float]] = []
     for position in range(len(paths) - 1, -1, -1):
         uses.append([upcoming.get(page, _NEVER) for page in paths[position]])
-        for page in paths[position][: prompt_pages[position]]:
-            upcoming[page] = position
+        for depth, page in enumerate(paths[position]):
+            upcoming[page] = position if depth < prompt_pages[position] else _NEVER
     uses.reverse()
     return uses

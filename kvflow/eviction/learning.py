@@ -2,9 +2,9 @@
 
 Two things are learned, both from token ids alone:
 
-* the *fixed prefix* of an agent: what its recent prompts have in common. One call has all of its
-  prompt in common with itself, so a prompt is held to be fixed until a second call shows which
-  part is;
+* the *fixed prefix* of an agent: what its recent prompts have in common. After a single call that
+  is held to be the prompt's first message (with a chat template that is the system prompt), or all
+  of the prompt where messages cannot be told apart;
 * whether an agent *continues its conversation*: whether its next prompt in a workflow begins with
   its last prompt and answer, as a chat agent's does. The paper evicts such context first; keeping
   it is what a growing chat needs.
@@ -26,9 +26,13 @@ __all__ = ["AgentCall", "CallLearner", "Conversation", "Lesson", "common_prefix_
 CALLS_PER_WINDOW: Final = 8
 CONVERSATIONS_PER_AGENT: Final = 4
 DEFAULT_TOKEN_BUDGET: Final = 8_000_000
+MAX_REMEMBERED: Final = 131_072
+"""Agents, and agents within workflows, remembered at most: what they hold beside tokens is bounded
+too (an agent whose prefix is always stated holds none)."""
 _MAX_CHAT_SCORE: Final = 2
 
 _Scope = tuple[Hashable, Hashable]
+"""Workflow and agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class AgentCall:
         prompt: token ids of the prompt.
         answer: token ids generated.
         fixed_prefix_tokens: length of the fixed prefix where the caller states it.
+        first_message_tokens: where the first message of the prompt ends, if that is known.
     """
 
     agent: Hashable
@@ -48,6 +53,7 @@ class AgentCall:
     prompt: array[int]
     answer: array[int]
     fixed_prefix_tokens: int | None = None
+    first_message_tokens: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -115,16 +121,20 @@ class _Agent:
 class CallLearner:
     """Learns from finished calls, within a budget of remembered tokens.
 
-    Where the budget is exceeded the least recently called agents and conversations are forgotten;
-    they are learned anew when they call again. Deterministic: the same calls teach the same
-    lessons, which tensor-parallel ranks rely on. A call costs O(prompt tokens).
+    Where the budget is exceeded, what was called least recently is forgotten, be it an agent or
+    its conversations in a workflow; it is learned anew when it calls again. So agents long gone
+    don't crowd out conversations, nor one-off conversations the agents. Deterministic: the same
+    calls teach the same lessons, which tensor-parallel ranks rely on. A call costs O(prompt
+    tokens).
     """
 
     def __init__(self, token_budget: int = DEFAULT_TOKEN_BUDGET) -> None:
         self._token_budget = token_budget
-        self._agents: OrderedDict[Hashable, _Agent] = OrderedDict()
-        self._lines: OrderedDict[_Scope, list[Conversation]] = OrderedDict()
-        self._scopes: defaultdict[Hashable, set[_Scope]] = defaultdict(set)
+        self._agents: dict[Hashable, _Agent] = {}
+        self._lines: dict[_Scope, list[Conversation]] = {}
+        # Dicts as sets that keep their order: it has to be the same in every process.
+        self._scopes: defaultdict[Hashable, dict[_Scope, None]] = defaultdict(dict)
+        self._recency: OrderedDict[tuple[Hashable] | _Scope, None] = OrderedDict()
         self._tokens = 0
 
     @property
@@ -135,17 +145,20 @@ class CallLearner:
     def observe(self, call: AgentCall) -> Lesson:
         """Learn from a finished call."""
         agent = self._agents.setdefault(call.agent, _Agent())
-        self._agents.move_to_end(call.agent)
         if call.fixed_prefix_tokens is not None:
             fixed_tokens = min(call.fixed_prefix_tokens, len(call.prompt))
         else:
             held = agent.fixed.size()
+            first = agent.fixed.before is None and agent.fixed.current is None
             fixed_tokens = agent.fixed.observe(call.prompt)
+            if first and call.first_message_tokens is not None:
+                fixed_tokens = min(fixed_tokens, call.first_message_tokens)
             self._tokens += agent.fixed.size() - held
         conversation, ended = self._continue_line(call, agent)
-        return Lesson(
-            fixed_tokens, conversation, agent.chat_score > 0, (*ended, *self._trim(conversation))
-        )
+        for remembered in ((call.workflow, call.agent), (call.agent,)):
+            self._recency[remembered] = None
+            self._recency.move_to_end(remembered)
+        return Lesson(fixed_tokens, conversation, agent.chat_score > 0, (*ended, *self._trim()))
 
     def forget_workflow(self, workflow: Hashable) -> list[Conversation]:
         """Drop the conversations of a workflow that has ended; what its agents taught stays."""
@@ -157,13 +170,12 @@ class CallLearner:
     ) -> tuple[Conversation, list[Conversation]]:
         scope = (call.workflow, call.agent)
         lines = self._lines.setdefault(scope, [])
-        self._lines.move_to_end(scope)
-        self._scopes[call.workflow].add(scope)
+        self._scopes[call.workflow][scope] = None
         tokens = call.prompt + call.answer
         ended: list[Conversation] = []
         line = max(
             (known for known in lines if _continues(known, call.prompt)),
-            key=lambda known: len(known.tokens),
+            key=lambda known: common_prefix_length(known.tokens, call.prompt),
             default=None,
         )
         if line is not None:
@@ -182,23 +194,25 @@ class CallLearner:
             self._tokens -= len(ended[-1].tokens)
         return line, ended
 
-    def _trim(self, newest: Conversation) -> list[Conversation]:
+    def _trim(self) -> list[Conversation]:
+        """Forget what is too much. Spares the last call: its agent and conversation come last."""
         ended: list[Conversation] = []
-        while self._tokens > self._token_budget:
-            oldest = next(iter(self._lines), None)
-            if oldest is not None and newest not in self._lines[oldest]:
+        while len(self._recency) > 2 and (
+            self._tokens > self._token_budget or len(self._recency) > MAX_REMEMBERED
+        ):
+            oldest = next(iter(self._recency))
+            if len(oldest) == 2:
                 ended += self._drop_scope(oldest)
-            elif len(self._agents) > 1:
-                _, agent = self._agents.popitem(last=False)
-                self._tokens -= agent.fixed.size()
             else:
-                break
+                self._tokens -= self._agents.pop(oldest[0]).fixed.size()
+                del self._recency[oldest]
         return ended
 
     def _drop_scope(self, scope: _Scope) -> list[Conversation]:
         lines = self._lines.pop(scope)
+        del self._recency[scope]
         workflow = scope[0]
-        self._scopes[workflow].discard(scope)
+        del self._scopes[workflow][scope]
         if not self._scopes[workflow]:
             del self._scopes[workflow]
         self._tokens -= sum(len(line.tokens) for line in lines)
@@ -216,7 +230,10 @@ def _continues(line: Conversation, prompt: array[int]) -> bool:
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading items ``a`` and ``b`` have in common. O(length), compared slice-wise."""
+    """Number of leading items ``a`` and ``b`` have in common. O(length), compared slice-wise.
+
+    Both must be of one type: a slice of a list equals no slice of an array.
+    """
     high = min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

@@ -323,6 +323,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
                 if metadata.fixed_prefix_tokens is not None
                 else self.kvflow_weights.fixed_prefix_tokens(workflow, metadata.agent_id)
             ),
+            first_message_tokens=_first_message_tokens(req),
         )
         lesson = self.kvflow_learner.observe(call)
         self.kvflow_weights.drop_histories(lesson.ended)
@@ -382,6 +383,16 @@ def _node_id(node: Any) -> int:
 
 def _tokens(ids: Any) -> array[int]:
     return ids if isinstance(ids, array) and ids.typecode == "q" else array("q", ids)
+
+
+def _first_message_tokens(req: Any) -> int | None:
+    """Where a chat template ended the first message: at its first end-of-turn token.
+
+    Those are among the model's end-of-sequence tokens, as an answer ends with one too.
+    """
+    prompt = req.origin_input_ids
+    ends = [prompt.index(token) + 1 for token in req.eos_token_ids or () if token in prompt]
+    return min(ends, default=None)
 
 
 def _salt(req: Any) -> dict[str, Any]:

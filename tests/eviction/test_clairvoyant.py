@@ -76,6 +76,15 @@ def test_a_page_that_an_answer_brings_again_is_not_worth_keeping_until_then() ->
     assert clairvoyant_hit_tokens(REPEATED_ANSWER, 3) == [0, 0, 0, 0, 1, 2]
 
 
+def test_once_brought_again_it_is_worth_what_it_will_be_read_for() -> None:
+    assert clairvoyant_hit_tokens(calls("x", ">x", "y", "z", "x"), 2) == [0, 0, 0, 0, 1]
+
+
+def test_a_running_call_keeps_its_pages_though_nobody_reads_them_again() -> None:
+    assert clairvoyant_hit_tokens(calls("y", ">x", ">xz", "y"), 2) == [0, 0, 0, 0]
+    assert clairvoyant_hit_tokens(calls("y", ">x", ">xz", "y"), 3) == [0, 0, 0, 1]
+
+
 def test_nothing_is_found_by_no_calls_and_by_empty_ones() -> None:
     assert clairvoyant_hit_tokens([], 0) == []
     assert clairvoyant_hit_tokens(calls("", "", ">a"), 1) == [0, 0, 0]

@@ -20,6 +20,7 @@ from kvflow.engine.command import STAND_INS_DIR
 Core = Literal["python", "rust", "kvflow"]
 
 __all__ = [
+    "EOS",
     "FULL",
     "MIN_SPLIT_TOKENS",
     "Core",
@@ -58,6 +59,7 @@ with warnings.catch_warnings():
 register_tree_core_backend("kvflow", KVFlowTreeCore)
 
 FULL = ComponentType.FULL
+EOS = 10**9
 
 
 def build_cache(core: Core, capacity_tokens: int) -> Any:
@@ -139,6 +141,7 @@ def finished_request(
         rid=f"request-{next(_request_ids)}",
         origin_input_ids=array("q", prompt),
         output_ids=array("q", answer),
+        eos_token_ids={EOS},
         extra_key=None,
         cache_salt=None,
         cached_tokens=cached,

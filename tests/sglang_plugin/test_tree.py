@@ -10,6 +10,7 @@ import pytest
 
 from kvflow.sglang_plugin.control import LeaseLost, ServiceUpdate, WorkflowUpdate
 from tests.sglang_plugin.caches import (
+    EOS,
     FULL,
     MIN_SPLIT_TOKENS,
     build_cache,
@@ -82,6 +83,13 @@ class TestOrder:
         evict(cache, 60)
         assert cached_tokens(cache, prompt(80, 20)) == 0
         assert cached_tokens(cache, prompt(0)) == 100
+
+    def test_after_one_call_the_first_message_is_held_to_be_fixed(self, cache: Any) -> None:
+        steps(cache, a=1)
+        first_message = [*prompt(0, 99), EOS]
+        call(cache, "a", [*first_message, *prompt(50, 40), EOS, *prompt(51, 5)])
+        evict(cache, 1)
+        assert cached_tokens(cache, [*first_message, *prompt(50, 40)]) == 100
 
     def test_shared_prefix_has_the_minimum_of_its_agents(self, cache: Any) -> None:
         shared = prompt(7, 60)
