@@ -31,8 +31,9 @@ def call(
     agent: str = "agent",
     workflow: str = "workflow",
     fixed: int | None = None,
+    first_message: int | None = None,
 ) -> AgentCall:
-    return AgentCall(agent, workflow, tokens(prompt), tokens(answer), fixed)
+    return AgentCall(agent, workflow, tokens(prompt), tokens(answer), fixed, first_message)
 
 
 def fixed_tokens(learner: CallLearner, *prompts: str, agent: str = "agent") -> list[int]:
@@ -96,6 +97,27 @@ class TestFixedPrefix:
         fixed_tokens(learner, "SYS two", "SYS three")
         assert learner.observe(call("SYS one", fixed=stated)).fixed_tokens == expected
 
+    @pytest.mark.parametrize(("first_message", "expected"), [(0, 0), (3, 3), (7, 7), (99, 7)])
+    def test_of_the_first_call_only_the_first_message_is_held_to_be_fixed(
+        self, first_message: int, expected: int
+    ) -> None:
+        each = call("SYS one", first_message=first_message)
+        assert CallLearner().observe(each).fixed_tokens == expected
+
+    def test_from_the_second_call_on_messages_do_not_count(self) -> None:
+        learner = CallLearner()
+        prompts = ["SYS example a", *["SYS example b"] * 3 * CALLS_PER_WINDOW]
+        learned = [
+            learner.observe(call(prompt, first_message=3)).fixed_tokens for prompt in prompts
+        ]
+        assert learned[0] == 3
+        assert set(learned[1 : 2 * CALLS_PER_WINDOW]) == {12}
+        assert set(learned[2 * CALLS_PER_WINDOW :]) == {13}
+
+    def test_a_stated_length_wins_over_the_first_message(self) -> None:
+        each = call("SYS one", fixed=5, first_message=3)
+        assert CallLearner().observe(each).fixed_tokens == 5
+
     @given(st.lists(st.text("ab", max_size=6), max_size=4 * CALLS_PER_WINDOW))
     def test_it_is_what_this_window_and_the_one_before_have_in_common(
         self, prompts: list[str]
@@ -142,10 +164,10 @@ class TestConversation:
         assert kept(learner, call("Sq1", "answer"), call("Sq1anSWERq2", "a2")) == [False, True]
 
     def test_a_prompt_continues_only_what_its_own_workflow_and_agent_said(self) -> None:
-        for other in ({"workflow": "other"}, {"agent": "other"}):
-            learner = CallLearner()
-            learner.observe(call("Sq1", "a1", **other))
-            assert kept(learner, call("Sq1a1q2", "a2")) == [False]
+        learner = CallLearner()
+        learner.observe(call("Sq1", "a1", workflow="other"))
+        learner.observe(call("Sq1", "a1", agent="other"))
+        assert kept(learner, call("Sq1a1q2", "a2")) == [False]
 
     def test_a_chat_agent_is_one_in_every_workflow_from_its_first_call_on(self) -> None:
         learner = CallLearner()
@@ -305,8 +327,7 @@ def linked(turns: list[tuple[str, str, str, int]], fixed: int | None) -> list[Ag
     """Calls of which each may go on from one of the three before it: ``back`` says which."""
     calls: list[AgentCall] = []
     for scope, prompt, answer, back in turns:
-        agent, workflow = scope
-        each = call(prompt, answer, agent=agent, workflow=workflow, fixed=fixed)
+        each = call(prompt, answer, agent=scope[0], workflow=scope[1], fixed=fixed)
         if 0 < back <= len(calls):
             last = calls[-back]
             prompt_so_far = last.prompt + last.answer + each.prompt

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from hypothesis import settings
@@ -11,7 +12,9 @@ from kvflow.eviction import NodeKind, Owner, OwnershipMap
 NEVER = math.inf
 
 
-def owned(*path: str, kind: str = "prefix", steps: float = 1) -> tuple[OwnershipMap[str], Owner]:
+def owned(
+    *path: str, kind: Literal["prefix", "history"] = "prefix", steps: float = 1
+) -> tuple[OwnershipMap[str], Owner[str]]:
     owners: OwnershipMap[str] = OwnershipMap()
     owner: Owner[str] = Owner(kind, steps)
     owners.assign(owner, path)
