@@ -22,6 +22,9 @@ __all__ = ["STAND_INS_DIR", "EngineCommand", "build_command", "cores_per_rank"]
 
 STAND_INS_DIR: Final = Path(__file__).parent / "standins"
 
+# Lists: what the caller puts there is added to what an engine needs, and does not replace it.
+_MERGED_VARIABLES: Final = frozenset({"PYTHONPATH", "SGLANG_PLUGINS"})
+
 _KVFLOW_PLUGIN: Final = "kvflow"
 _CPU_PLUGIN: Final = "kvflow_cpu"
 _THREADS_BIND: Final = "SGLANG_CPU_OMP_THREADS_BIND"
@@ -96,6 +99,7 @@ def build_command(
     """
     _refuse_contradictions(options.extra_args, device)
     arguments = merge_flags(_flags(options, model_path, device, sglang_version), options.extra_args)
+    environ = {**environ, **options.env}
     env = dict(environ)
     env["SGLANG_PLUGINS"] = ",".join(_plugins(options, environ, other_plugins))
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -106,7 +110,7 @@ def build_command(
         ranks = int(flag_value(arguments, "--tp-size") or 1)
         if ranks > 1:
             env.setdefault(_THREADS_BIND, cores_per_rank(ranks, cores))
-    env |= options.env
+    env |= {name: text for name, text in options.env.items() if name not in _MERGED_VARIABLES}
     return EngineCommand(
         argv=(sys.executable, "-m", "sglang.launch_server", *arguments),
         env=MappingProxyType(env),
@@ -195,6 +199,9 @@ def _cpu_variables(environ: Mapping[str, str]) -> dict[str, str]:
         CPU_ENGINE_VARIABLE: "1",
         "PYTHONPATH": ":".join(search_path),
         "CUDA_VISIBLE_DEVICES": "",
+        # Threads that spin while they wait for each other bring a machine that has anything else
+        # to do almost to a halt.
+        "OMP_WAIT_POLICY": environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
 
 

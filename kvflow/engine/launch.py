@@ -33,6 +33,7 @@ __all__ = ["EngineProcess", "exec_engine", "free_port", "prepare"]
 _PLUGIN_GROUP: Final = "sglang.srt.plugins"
 _LOG_TAIL_LINES: Final = 30
 _STOP_GRACE_S: Final = 10.0
+_ORPHAN_GRACE_S: Final = 1.0
 # Runs between fork and SGLang: the engine gets its interrupt signal back if this process ignores
 # it (as the background jobs of a script do), and is interrupted if this process is killed.
 _TIE: Final = """
@@ -185,7 +186,7 @@ class EngineProcess:
         if process is not None:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            _wait_for_group(process, _STOP_GRACE_S)
+            _wait_until_ended(process)
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
         run_dir, self._run_dir = self._run_dir, None
@@ -266,13 +267,16 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         return
 
 
-def _wait_for_group(process: subprocess.Popen[bytes], limit_s: float) -> None:
-    """Wait until no process of the group is left, or the time is up."""
-    deadline = time.monotonic() + limit_s
+def _wait_until_ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the launcher, which ends its children itself, then briefly for those it forgot."""
+    try:
+        process.wait(_STOP_GRACE_S)
+    except subprocess.TimeoutExpired:
+        return
+    deadline = time.monotonic() + _ORPHAN_GRACE_S
     while time.monotonic() < deadline:
-        process.poll()
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
             return
-        time.sleep(0.1)
+        time.sleep(0.05)

@@ -86,6 +86,8 @@ def smollm2_checkpoint(progress: Callable[[str], None] = _silent) -> Path:
     with _only_one_process(folder.with_suffix(".lock")):
         if folder.is_dir():
             return folder
+        for leftover in folder.parent.glob(f"{folder.name}.*.part"):
+            shutil.rmtree(leftover, ignore_errors=True)
         progress(f"Converting SmolLM2-135M-Instruct once, into {folder} (about a minute) ...")
         unfinished = Path(mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
         try:

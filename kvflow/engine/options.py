@@ -31,7 +31,8 @@ class EngineOptions:
         hicache_ratio: size of the host tier over that of the device tier; None: no host tier.
         tp: tensor parallel ranks.
         extra_args: SGLang flags as on its command line; they replace flags of ours.
-        env: variables set for the engine; they win over the caller's and over ours.
+        env: variables set for the engine; they win over the caller's and over ours. Search paths
+            and plugins named there are added to ours.
 
     Raises:
         InvalidInputError: a number is out of range.

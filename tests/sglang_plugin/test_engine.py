@@ -87,7 +87,7 @@ class TestDeviceTier:
                 _ask(engine, "worker", suffix_calls[-1], steps)
         # The chat's three visits are older than the worker's last three questions; fill up what
         # is left of the device with requests that no workflow stands behind.
-        for number in range(4):
+        for number in range(8):
             engine.chat([{"role": "user", "content": " ".join(words(f"stranger {number}", 120))}])
         worker_prefix = len(token_ids(suffix_calls[0][:1]))
         for call in suffix_calls[-2:]:

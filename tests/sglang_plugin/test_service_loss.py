@@ -1,0 +1,102 @@
+"""The service is killed in the middle of a run; the engine, the SDK and the requests go on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from kvflow.agent_sdk import Workflow, request_metadata
+from kvflow.engine import free_port
+from tests.engines import Engines, RunningEngine, words
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def service(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``kvflow serve`` as a process of its own, up and ready."""
+    command = [sys.executable, "-m", "kvflow.cli.main", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: _ready(port))
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/ready", trust_env=False).is_success
+    except httpx2.HTTPError:
+        return False
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "did not happen"
+        time.sleep(0.1)
+
+
+def test_kill_9_fails_no_request_and_all_recovers(
+    engines: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    engine = engines.start(
+        radix="kvflow",
+        max_total_tokens=1280,
+        page_size=16,
+        env={"KVFLOW_SERVICE_URL": url, "KVFLOW_LEASE_S": "2"},
+    )
+    workflow = Workflow("killed", service_url=url)
+    ask = {name: _agent(workflow, engine, name) for name in ("a", "b", "c")}
+
+    def one_round() -> list[str]:
+        return [ask[name]() for name in ("a", "b", "c")]
+
+    with workflow.run() as run:
+        with service(port) as process:
+            run.register()
+            eventually(lambda: engine.metric("kvflow_live_workflows") == 1)
+            first = one_round()
+            assert engine.metric("kvflow_lease_held") == 1
+            ask["a"]()
+            process.send_signal(signal.SIGKILL)
+            rest = [ask["b"](), ask["c"]()]
+            assert [first[0], *rest] == first
+            assert one_round() == first
+        eventually(lambda: engine.metric("kvflow_lease_held") == 0)
+        assert engine.metric("kvflow_live_workflows") == 0
+        assert one_round() == first
+        with service(port):
+            eventually(lambda: engine.metric("kvflow_lease_held") == 1)
+            assert one_round() == first
+            # The SDK gives the new service the workflow it has lost.
+            eventually(lambda: engine.metric("kvflow_live_workflows") == 1)
+    assert len([r for r in caplog.records if r.name == "kvflow" and r.levelname == "WARNING"]) <= 1
+    assert engine.process.is_running()
+
+
+def _agent(workflow: Workflow, engine: RunningEngine, name: str) -> Callable[[], str]:
+    after = {"a": ["c"], "b": ["a"], "c": ["b"]}[name]
+    messages = [
+        {"role": "system", "content": " ".join(words(f"agent {name}", 200))},
+        {"role": "user", "content": "Say one word."},
+    ]
+
+    @workflow.agent(name, after=after, entry=name == "a")
+    def step() -> str:
+        return engine.chat(messages, max_tokens=4, custom_params=request_metadata()).text
+
+    return step
