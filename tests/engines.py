@@ -21,6 +21,11 @@ from kvflow.engine.options import RadixCache
 
 MAX_RUNNING = 2
 
+_VOCABULARY = (
+    *("river", "mountain", "market", "letter", "garden", "winter", "engine", "doctor", "bridge"),
+    *("window", "silver", "captain", "forest", "number", "morning", "island", "paper", "village"),
+    *("teacher", "harbour"),
+)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -185,11 +190,7 @@ class Engines:
 
 def words(seed: str, count: int) -> Iterator[str]:
     """Ordinary words in an order that depends on ``seed``: text whose prefix no one shares."""
-    vocabulary = (
-        "river mountain market letter garden winter engine doctor bridge window silver "
-        "captain forest number morning island paper village teacher harbour"
-    ).split()
     state = sum((position + 1) * ord(letter) for position, letter in enumerate(seed)) or 1
     for _ in range(count):
         state = (state * 1103515245 + 12345) % 2**31
-        yield vocabulary[(state >> 16) % len(vocabulary)]
+        yield _VOCABULARY[(state >> 16) % len(_VOCABULARY)]

@@ -88,10 +88,11 @@ def _load(command: Command) -> Callable[..., Any]:
             raise EnvironmentProblemError(
                 f"this build of KVFlow has no `{command.name}` command", "install a newer version"
             ) from missing
-        if (missing.name or "").partition(".")[0] == "kvflow":
+        package = (missing.name or "").partition(".")[0]
+        if package == "kvflow":
             raise
         raise EnvironmentProblemError(
-            f"`kvflow {command.name}` needs the package {missing.name}, which is not installed",
+            f"`kvflow {command.name}` needs the package {package}, which is not installed",
             f"pip install 'kvflow[{command.extra}]'",
         ) from missing
     body: Callable[..., Any] = getattr(module, command.name)

@@ -60,8 +60,12 @@ def demo(
     _check_writable(json_file)
     # With the figures on stdout, what people read goes to stderr.
     console = Console(stderr=json_file == "-")
-    with _signals_clean_up():
-        result = run_demo(options, _progress(console))
+    try:
+        with _signals_clean_up():
+            result = run_demo(options, _progress(console))
+    except KeyboardInterrupt:
+        typer.echo("kvflow demo: interrupted; its processes are stopped", err=True)
+        raise
     render(result, console)
     if json_file is not None:
         _write(result, json_file, console)

@@ -24,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from kvflow.cli.app import run
     except ModuleNotFoundError as missing:
-        if (missing.name or "").startswith("kvflow"):
+        package = (missing.name or "").partition(".")[0]
+        if package == "kvflow":
             raise
         return _complain(
-            f"the kvflow command needs the package {missing.name}, which is not installed",
+            f"the kvflow command needs the package {package}, which is not installed",
             "pip install 'kvflow[cli]'",
         )
     try:

@@ -59,20 +59,9 @@ class Arm:
 SETTINGS: Final = {
     setting.name: setting
     for setting in (
-        Setting("device-only", "no host pool; the device pool holds part of the prompts", 6144),
-        Setting(
-            "small-host",
-            "a host pool of twice the device pool (SGLang's default); "
-            "device and host pool together hold part of the prompts",
-            2048,
-            2.0,
-        ),
-        Setting(
-            "large-host",
-            "a host pool of three times the device pool, which holds all prompts",
-            6144,
-            3.0,
-        ),
+        Setting("device-only", "no host pool, and a device pool for part of the prompts", 6144),
+        Setting("small-host", "device and host pool together hold part of the prompts", 1536, 3.0),
+        Setting("large-host", "the host pool holds all prompts", 6144, 3.0),
     )
 }
 

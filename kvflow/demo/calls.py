@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from kvflow.errors import KVFlowError
+
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Answer", "ask", "connect"]
+__all__ = ["Answer", "CallFailedError", "ask", "connect"]
 
 _TIMEOUT_S: Final = 300.0
 
@@ -21,6 +23,10 @@ _REPORT: Final = {
     "return_input_ids_in_sglext": True,
     "return_output_ids_in_sglext": True,
 }
+
+
+class CallFailedError(KVFlowError):
+    """The engine refused a call, or broke its answer off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +71,47 @@ def connect(engine_url: str) -> OpenAI:
     )
 
 
-def ask(client: OpenAI, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Answer:
+def ask(
+    client: OpenAI,
+    messages: Sequence[Mapping[str, str]],
+    max_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Answer:
     """One greedy chat completion, streamed so that the first token is seen when it comes.
 
+    An empty answer's first token came with its end.
+
     Raises:
-        openai.OpenAIError: the engine did not answer, or refused.
+        CallFailedError: the engine did not answer, refused, or broke off.
     """
     pieces: list[str] = []
     usage: Any = None
     extension: dict[str, Any] = {}
-    start_s = time.perf_counter()
+    start_s = clock()
     first_s: float | None = None
-    stream: Any = client.chat.completions.create(
-        model="default",
-        messages=list(messages),
-        max_tokens=max_tokens,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body=_REPORT,
-    )
-    for chunk in stream:
-        usage = chunk.usage or usage
-        extension |= getattr(chunk, "sglext", None) or {}
-        text = chunk.choices[0].delta.content if chunk.choices else None
-        if text:
-            first_s = first_s or time.perf_counter()
-            pieces.append(text)
-    end_s = time.perf_counter()
+    try:
+        stream: Any = client.chat.completions.create(
+            model="default",
+            messages=list(messages),
+            max_tokens=max_tokens,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=_REPORT,
+        )
+        for chunk in stream:
+            usage = chunk.usage or usage
+            extension |= getattr(chunk, "sglext", None) or {}
+            text = chunk.choices[0].delta.content if chunk.choices else None
+            if text:
+                first_s = clock() if first_s is None else first_s
+                pieces.append(text)
+    except Exception as error:
+        # Where a stream breaks off, errors of whichever HTTP library openai uses come through.
+        raise CallFailedError(f"{type(error).__name__}: {error}") from error
+    end_s = clock()
+    if usage is None:
+        raise CallFailedError("the answer ended without a report of its tokens")
     details = usage.prompt_tokens_details
     tiers = extension.get("cached_tokens_details") or {}
     return Answer(
@@ -103,6 +122,6 @@ def ask(client: OpenAI, messages: Sequence[Mapping[str, str]], max_tokens: int) 
         cached_tokens=(details.cached_tokens or 0) if details else 0,
         host_tokens=tiers.get("host", 0),
         output_tokens=usage.completion_tokens,
-        ttft_s=(first_s or end_s) - start_s,
+        ttft_s=(end_s if first_s is None else first_s) - start_s,
         total_s=end_s - start_s,
     )

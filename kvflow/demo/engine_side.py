@@ -46,6 +46,10 @@ class EngineSide:
         }
         try:
             self._http.post("/v1/chat/completions", json=body).raise_for_status()
+            # SGLang does this by itself at the end of its start, if it already listens by then
+            # (0.5.23, http_server.py); here it is done in every arm, or the garbage collector
+            # would run in some only.
+            self._http.post("/freeze_gc")
             deadline = time.monotonic() + _FLUSH_LIMIT_S
             while not self._http.post("/flush_cache").is_success:
                 if time.monotonic() > deadline:
@@ -67,8 +71,15 @@ class EngineSide:
             time.sleep(_POLL_S)
 
     def kvflow_metrics(self) -> dict[str, float]:
-        """The plugin's counters and gauges now; empty without the plugin."""
-        return parse_metrics(self._http.get("/metrics").text)
+        """The plugin's counters and gauges now; empty without the plugin.
+
+        Raises:
+            EnvironmentProblemError: the engine does not answer.
+        """
+        try:
+            return parse_metrics(self._http.get("/metrics").raise_for_status().text)
+        except httpx2.HTTPError as error:
+            raise self._problem(f"does not tell its metrics ({error})") from error
 
     def _problem(self, what: str) -> EnvironmentProblemError:
         return EnvironmentProblemError(

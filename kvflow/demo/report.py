@@ -119,19 +119,29 @@ def _compared(comparison: Comparison) -> str:
 
 
 def _notes(result: DemoResult) -> list[str]:
-    settings = {one.arm.setting.name: one.arm.setting for one in result.arms}
     rounds = result.arms[0].rounds
     lines = [
         f"Hit rate (cached share of the prompt tokens) and TTFT: rounds {FIRST_WARM_ROUND} to "
         f"{rounds}; wall: all {rounds} rounds, without the engine's start.",
         "Best possible: the clairvoyant optimum for a cache of all tiers together, in tokens.",
     ]
-    for setting in settings.values():
-        size = f"{setting.device_tokens:,} tokens on the device"
-        if setting.host_tokens:
-            size += f", {setting.host_tokens:,} on the host"
-        lines.append(f"{setting.name}: {size}; {setting.description}.")
-    return lines
+    last_arms = {one.arm.setting.name: one for one in result.arms}
+    return lines + [_setting_note(one) for one in last_arms.values()]
+
+
+def _setting_note(one: ArmResult) -> str:
+    setting = one.arm.setting
+    text = f"{setting.name}: {setting.device_tokens:,} tokens on the device"
+    if setting.host_tokens:
+        text += f", {setting.host_tokens:,} on the host"
+    text += f"; {setting.description}."
+    mirrored = one.mirrored_hit_rate()
+    if mirrored is not None:
+        text += (
+            " The host keeps a copy of what is on the device; the optimum for a cache of the "
+            f"host's size alone is {mirrored:.3f}."
+        )
+    return text
 
 
 def _setting_json(setting: Setting) -> dict[str, Any]:
@@ -152,6 +162,7 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
         "kvflow": one.arm.uses_kvflow,
         "hit_rate": one.hit_rate(),
         "optimal_hit_rate": one.optimal_hit_rate(),
+        "mirrored_hit_rate": one.mirrored_hit_rate(),
         "ttft_p50_s": one.ttft_s(50),
         "ttft_p95_s": one.ttft_s(95),
         "wall_s": one.wall_s,

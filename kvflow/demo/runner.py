@@ -16,7 +16,7 @@ from typing import Final
 from kvflow.agent_sdk import KVFlowClient
 from kvflow.demo.arms import PAGE_SIZE, Arm
 from kvflow.demo.bound import clairvoyant_hits
-from kvflow.demo.calls import connect
+from kvflow.demo.calls import CallFailedError, connect
 from kvflow.demo.engine_side import EngineSide
 from kvflow.demo.machine import hardware, versions
 from kvflow.demo.progress import Progress
@@ -120,14 +120,18 @@ def _run_arm(arm: Arm, options: DemoOptions, log_dir: Path, progress: Progress) 
         side.warm_up()
         if service_url is not None:
             side.wait_until_linked()
-        with _told_apart(engine):
+        with _blamed_on(engine):
             run = _run_workflow(engine.base_url, service_url, options.rounds, progress)
         metrics = side.kvflow_metrics()
     answers = [record.answer for record in run.records]
+    tiers = arm.setting
     return ArmResult(
         arm=arm,
         records=run.records,
-        optimal_hits=clairvoyant_hits(answers, arm.setting.capacity_tokens, PAGE_SIZE),
+        optimal_hits=clairvoyant_hits(answers, tiers.capacity_tokens, PAGE_SIZE),
+        mirrored_hits=clairvoyant_hits(answers, tiers.host_tokens, PAGE_SIZE)
+        if tiers.host_tokens
+        else None,
         wall_s=run.wall_s,
         engine_start_s=engine_start_s,
         engine_flags=_shown_flags(command),
@@ -181,17 +185,14 @@ def _shown_flags(command: EngineCommand) -> list[str]:
 
 
 @contextmanager
-def _told_apart(engine: EngineProcess) -> Iterator[None]:
-    """Turn what the openai package raises into words about the engine."""
-    from openai import OpenAIError
-
+def _blamed_on(engine: EngineProcess) -> Iterator[None]:
+    """Say of a failed call what became of the engine."""
     try:
         yield
-    except OpenAIError as error:
+    except CallFailedError as error:
         state = "did not answer a call" if engine.is_running() else "ended during the run"
         raise EnvironmentProblemError(
-            f"the engine {state} ({type(error).__name__}: {error}); "
-            f"its last lines:\n{engine.log_tail()}",
+            f"the engine {state} ({error}); its last lines:\n{engine.log_tail()}",
             f"read {engine.log_path}; `kvflow doctor` checks this machine",
         ) from error
 

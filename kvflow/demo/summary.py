@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -35,8 +35,10 @@ class ArmResult:
     """One arm's run.
 
     Attributes:
-        optimal_hits: per call, the prompt tokens a clairvoyant cache would have found; None if
-            that could not be worked out.
+        optimal_hits: per call, the prompt tokens that a clairvoyant cache of all tiers together
+            would have found; None if that could not be worked out.
+        mirrored_hits: the same for a cache of the host tier's size, which is about what is within
+            reach where the host keeps a copy of what is on the device; None without a host tier.
         wall_s: from the first call to the end of the last; the engine's start is not in it.
         engine_flags: SGLang's command line.
         kvflow_metrics: the plugin's own figures at the end; empty without KVFlow.
@@ -49,6 +51,7 @@ class ArmResult:
     wall_s: float
     engine_start_s: float
     engine_flags: Sequence[str]
+    mirrored_hits: Sequence[int] | None = None
     kvflow_metrics: Mapping[str, float] = field(default_factory=dict)
     steps_reported: int | None = None
     mispredictions: int | None = None
@@ -59,18 +62,20 @@ class ArmResult:
 
     def hit_rate(self, first_round: int = FIRST_WARM_ROUND, last_round: int | None = None) -> float:
         """Share of the prompt tokens of these rounds that were found in cache."""
-        return self._share(
-            lambda index: self.records[index].answer.cached_tokens, first_round, last_round
-        )
+        hits = [record.answer.cached_tokens for record in self.records]
+        return self._share(hits, first_round, last_round)
 
     def optimal_hit_rate(
         self, first_round: int = FIRST_WARM_ROUND, last_round: int | None = None
     ) -> float | None:
-        """The share that a clairvoyant cache would have found; None if it is not known."""
-        hits = self.optimal_hits
-        if hits is None:
-            return None
-        return self._share(lambda index: hits[index], first_round, last_round)
+        """The share for ``optimal_hits``; None if they are not known."""
+        return self._known_share(self.optimal_hits, first_round, last_round)
+
+    def mirrored_hit_rate(
+        self, first_round: int = FIRST_WARM_ROUND, last_round: int | None = None
+    ) -> float | None:
+        """The share for ``mirrored_hits``; None if they are not known."""
+        return self._known_share(self.mirrored_hits, first_round, last_round)
 
     def ttft_s(self, percent: float, first_round: int = FIRST_WARM_ROUND) -> float:
         """A percentile of the time to first token over the calls from ``first_round`` on."""
@@ -82,14 +87,18 @@ class ArmResult:
         calls = [record for record in self.records if record.round == number]
         return calls[-1].started_s + calls[-1].answer.total_s - calls[0].started_s
 
-    def _share(self, hits: Callable[[int], int], first_round: int, last_round: int | None) -> float:
+    def _known_share(
+        self, hits: Sequence[int] | None, first_round: int, last_round: int | None
+    ) -> float | None:
+        return None if hits is None else self._share(hits, first_round, last_round)
+
+    def _share(self, hits: Sequence[int], first_round: int, last_round: int | None) -> float:
         counted = [
-            index
-            for index, record in enumerate(self.records)
+            (hit, record.answer.prompt_tokens)
+            for hit, record in zip(hits, self.records, strict=True)
             if first_round <= record.round <= (last_round or self.rounds)
         ]
-        total = sum(self.records[index].answer.prompt_tokens for index in counted)
-        return sum(map(hits, counted)) / total
+        return sum(hit for hit, _ in counted) / sum(tokens for _, tokens in counted)
 
 
 @dataclass(frozen=True, slots=True)

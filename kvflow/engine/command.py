@@ -30,13 +30,12 @@ _CPU_PLUGIN: Final = "kvflow_cpu"
 _THREADS_BIND: Final = "SGLANG_CPU_OMP_THREADS_BIND"
 
 # Read on the CPU with float32: the torch-native kernels are exact there, and 16-bit formats slower.
-# Grammar back ends need kernels; sleeping when idle leaves the cores to others.
+# Sleeping when idle leaves the cores to others.
 _CPU_FLAGS: Final[tuple[Flag, ...]] = (
     ("--device", "cpu"),
     ("--dtype", "float32"),
     ("--attention-backend", "torch_native"),
     ("--sampling-backend", "pytorch"),
-    ("--grammar-backend", "none"),
     ("--disable-cuda-graph", None),
     ("--mem-fraction-static", "0.5"),
     ("--max-running-requests", "8"),
@@ -44,8 +43,11 @@ _CPU_FLAGS: Final[tuple[Flag, ...]] = (
     ("--skip-server-warmup", None),
 )
 _CPU_PAGE_SIZE: Final = 16
-_PAGED_ON_CPU_SINCE: Final = (0, 5, 23)
 _CPU_MAX_TOTAL_TOKENS: Final = 16384
+
+# The oldest version known to allocate pages and to follow grammars without a GPU; 0.5.17 cannot.
+_FULLY_ON_CPU_SINCE: Final = (0, 5, 23)
+
 _CPU_HICACHE_FLAGS: Final[tuple[Flag, ...]] = (
     ("--hicache-io-backend", "direct"),
     ("--hicache-mem-layout", "layer_first"),
@@ -151,7 +153,10 @@ def _flags(
     ]
     if device == "cpu":
         flags += _CPU_FLAGS
-        page_size = page_size or _cpu_page_size(sglang_version)
+        if _release(sglang_version) < _FULLY_ON_CPU_SINCE:
+            flags.append(("--grammar-backend", "none"))
+            page_size = page_size or 1
+        page_size = page_size or _CPU_PAGE_SIZE
         max_total_tokens = max_total_tokens or _CPU_MAX_TOTAL_TOKENS
     if options.radix == "kvflow":
         flags.append(("--radix-cache-backend", "kvflow"))
@@ -173,10 +178,8 @@ def _flags(
     return flags
 
 
-def _cpu_page_size(sglang_version: str) -> int:
-    """16 where it is known to work: in 0.5.17 the paged allocator needs a GPU."""
-    release = tuple(int(part) for part in re.findall(r"\d+", sglang_version)[:3])
-    return _CPU_PAGE_SIZE if release >= _PAGED_ON_CPU_SINCE else 1
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _plugins(

@@ -23,9 +23,9 @@ class Adjacency:
         out_edges, in_edges: per agent, edges in declaration order.
         choice_edges: per agent, those of its out-edges that are choices.
         successors: per agent, the targets of its out-edges.
-        needed: per agent, how many of its in-edges must be satisfied before it can run. A template:
-            the step pass copies it and counts the copy down.
-        unreached: per agent, INFINITE_STEPS. A template as well.
+        needed: per agent, how many of its in-edges must be marked for it to start. A template to
+            copy, as is
+        unreached: per agent, INFINITE_STEPS.
     """
 
     position: dict[str, int]

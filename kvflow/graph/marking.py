@@ -47,15 +47,36 @@ class Marking:
         entry: agents that hold their entry mark.
         by_edge: per marked edge, the numbers of the finishes that put its marks, oldest first.
             Ascending, as finishes are numbered in order and put at most one mark on an edge.
+        missing: per agent, how many in-edges must still be marked for it to start. Of a join
+            ``any``, less than 0 if several are marked.
+        ready: agents that may start, their entry mark aside. A dict, since an empty one is smaller
+            than an empty set.
+        unmarked_out: agents with a marked out-edge -> how many of their out-edges are not marked.
+
+    The last three follow from ``by_edge``; kept up to date, they spare the step pass a loop over
+    all marks.
     """
 
-    __slots__ = ("_early_starts", "_finishes", "_graph", "_runs", "by_edge", "entry")
+    __slots__ = (
+        "_early_starts",
+        "_finishes",
+        "_runs",
+        "by_edge",
+        "entry",
+        "graph",
+        "missing",
+        "ready",
+        "unmarked_out",
+    )
 
     def __init__(self, graph: Adjacency, entry: frozenset[int], runs: Mapping[int, Sized]) -> None:
-        self._graph = graph
+        self.graph = graph
         self._runs = runs
         self.entry = entry
         self.by_edge: dict[int, tuple[int, ...]] = {}
+        self.missing = graph.needed.copy()
+        self.ready: dict[int, None] = {}
+        self.unmarked_out: dict[int, int] = {}
         self._finishes = 0
         # Per agent, how many of its starts wait for marks of runs under way. Such an agent may not
         # start (or it would have taken what it waits for), and the runs can still serve the number.
@@ -63,8 +84,11 @@ class Marking:
 
     def copy(self, runs: Mapping[int, Sized]) -> Marking:
         """Return an independent marking that looks at ``runs``."""
-        twin = Marking(self._graph, self.entry, runs)
+        twin = Marking(self.graph, self.entry, runs)
         twin.by_edge = self.by_edge.copy()
+        twin.missing = self.missing.copy()
+        twin.ready = self.ready.copy()
+        twin.unmarked_out = self.unmarked_out.copy()
         twin._finishes = self._finishes
         twin._early_starts = self._early_starts.copy()
         return twin
@@ -77,24 +101,16 @@ class Marking:
         if agent in self.entry:
             self.entry -= {agent}
             return True
-        edges = self._graph.in_edges[agent]
-        by_edge = self.by_edge
-        if self._graph.joins_any[agent]:
-            oldest: tuple[int, int] | None = None
+        if agent not in self.ready:
+            return False
+        edges = self.graph.in_edges[agent]
+        if self.graph.joins_any[agent]:
+            marked = [(marks[0], edge) for edge in edges if (marks := self.by_edge.get(edge))]
+            self._take_mark(min(marked)[1])
+        else:
             for edge in edges:
-                marks = by_edge.get(edge)
-                if marks is not None and (oldest is None or marks[0] < oldest[0]):
-                    oldest = (marks[0], edge)
-            if oldest is None:
-                return False
-            self._take_mark(oldest[1])
-            return True
-        for edge in edges:
-            if edge not in by_edge:
-                return False
-        for edge in edges:
-            self._take_mark(edge)
-        return bool(edges)
+                self._take_mark(edge)
+        return True
 
     def expect(self, agent: int) -> None:
         """Remember a start that found too few marks, if runs under way can bring the rest."""
@@ -109,22 +125,32 @@ class Marking:
             False if early starts took some of the marks right away.
         """
         self._finishes += 1
-        fresh = (self._finishes,)
-        by_edge = self.by_edge
-        for edge in self._graph.out_edges[agent]:
-            marks = by_edge.get(edge)
-            if marks is None:
-                by_edge[edge] = fresh
-            elif len(marks) < MAX_MARKS_PER_EDGE:
-                by_edge[edge] = marks + fresh
-            else:
-                by_edge[edge] = marks[1:] + fresh
+        for edge in self.graph.out_edges[agent]:
+            self.add_mark(edge)
         return not self._early_starts or not self._serve_early_starts(agent)
+
+    def add_mark(self, edge: int) -> None:
+        """Put a mark of the latest finish on one edge."""
+        marks = self.by_edge.get(edge)
+        if marks is not None:
+            kept = marks if len(marks) < MAX_MARKS_PER_EDGE else marks[1:]
+            self.by_edge[edge] = (*kept, self._finishes)
+            return
+        self.by_edge[edge] = (self._finishes,)
+        source, target = self.graph.source[edge], self.graph.target[edge]
+        missing = self.missing[target] - 1
+        self.missing[target] = missing
+        if missing == 0:
+            self.ready[target] = None
+        unmarked = self.unmarked_out.get(source)
+        if unmarked is None:
+            unmarked = len(self.graph.out_edges[source])
+        self.unmarked_out[source] = unmarked - 1
 
     def _take_mark(self, edge: int) -> None:
         finish = self.by_edge[edge][0]
         self._drop_mark(edge, finish)
-        graph = self._graph
+        graph = self.graph
         if graph.is_choice[edge]:
             # None of the siblings leads to this edge's target (an edge is declared once), so this
             # cannot take away what a join still counts on.
@@ -135,10 +161,20 @@ class Marking:
 
     def _drop_mark(self, edge: int, finish: int) -> None:
         marks = self.by_edge[edge]
-        if len(marks) == 1:
-            del self.by_edge[edge]
-        else:
+        if len(marks) > 1:
             self.by_edge[edge] = tuple(mark for mark in marks if mark != finish)
+            return
+        del self.by_edge[edge]
+        source, target = self.graph.source[edge], self.graph.target[edge]
+        missing = self.missing[target] + 1
+        self.missing[target] = missing
+        if missing == 1:
+            del self.ready[target]
+        unmarked = self.unmarked_out[source] + 1
+        if unmarked == len(self.graph.out_edges[source]):
+            del self.unmarked_out[source]
+        else:
+            self.unmarked_out[source] = unmarked
 
     def _servable_starts(self, agent: int) -> int:
         """Return how many starts the marks there are and the runs under way can serve.
@@ -146,7 +182,7 @@ class Marking:
         A finish turns a run into a mark and an early start that is served takes what it counted on,
         so of all changes only a mark withdrawn can leave an early start without hope.
         """
-        graph = self._graph
+        graph = self.graph
         supply = [
             len(self.by_edge.get(edge, ())) + len(self._runs.get(graph.source[edge], ()))
             for edge in graph.in_edges[agent]
@@ -156,7 +192,7 @@ class Marking:
     def _serve_early_starts(self, finished: int) -> bool:
         """Let early starts take the marks that ``finished`` has just put; True if any did."""
         served = False
-        for agent in self._graph.successors[finished]:
+        for agent in self.graph.successors[finished]:
             while agent in self._early_starts and self.take(agent):
                 served = True
                 self._set_early_starts(agent, self._early_starts[agent] - 1)

@@ -105,10 +105,7 @@ class WorkflowState:
         """Return the values of ``steps_to_execution``, in the order of ``graph.agent_ids``."""
         steps = self._steps
         if steps is None:
-            marking = self._marking
-            steps = self._steps = compute_steps(
-                self._graph.adjacency, self._runs.by_agent, marking.entry, marking.by_edge
-            )
+            steps = self._steps = compute_steps(self._marking, self._runs.by_agent)
         return steps
 
     def start(self, agent_id: str, step_id: str | None = None) -> EventOutcome:
@@ -153,9 +150,7 @@ class WorkflowState:
         if not marks_stay:
             self._steps = None
         elif self._steps is not None and agent not in self._runs.by_agent:
-            self._steps = steps_after_finish(
-                self._graph.adjacency, self._steps, agent, self._marking.by_edge
-            )
+            self._steps = steps_after_finish(self._steps, agent, self._marking)
         self._version += 1
         return _APPLIED
 

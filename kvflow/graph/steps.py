@@ -14,84 +14,77 @@ as each step weighs 1, the priority queue is a plain queue.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from kvflow.graph.adjacency import Adjacency
 from kvflow.graph.base import INFINITE_STEPS
+from kvflow.graph.marking import Marking
 
 __all__ = ["compute_steps", "steps_after_finish"]
 
 _SETTLED = -1
 
 
-def compute_steps(
-    graph: Adjacency,
-    running: Iterable[int],
-    entry_marks: Iterable[int],
-    marked_edges: Collection[int],
-) -> tuple[float, ...]:
+def compute_steps(marking: Marking, running: Collection[int]) -> tuple[float, ...]:
     """Return the steps of all agents, by position. O(V + E), no recursion.
 
     Args:
-        graph: the compiled graph.
+        marking: the marks.
         running: agents with at least one run, each once.
-        entry_marks: agents that still hold their entry mark, each once.
-        marked_edges: edges that hold at least one mark, each once.
     """
-    # How many more in-edges an agent waits for; it settles when the count reaches 0, once.
-    needed = graph.needed.copy()
+    graph = marking.graph
     steps = graph.unreached.copy()
+    # How many unmarked in-edges an agent waits for. It settles when the count gets to 0; a count
+    # below 0 is that of a settled agent, for which further arrivals do nothing.
+    missing = marking.missing.copy()
     queue = list(running)
     for agent in queue:
-        needed[agent] = _SETTLED
+        missing[agent] = _SETTLED
         steps[agent] = 0
-    for agent in entry_marks:
-        if needed[agent] != _SETTLED:
-            needed[agent] = _SETTLED
-            steps[agent] = 1
-            queue.append(agent)
-    successors: Sequence[Sequence[int]] = graph.successors
-    if marked_edges:
-        target = graph.target
-        waiting: list[int] = []
-        for edge in marked_edges:
-            agent = target[edge]
-            left = needed[agent] - 1
-            needed[agent] = left
-            if left == 0:
+    for startable in (marking.entry, marking.ready):
+        for agent in startable:
+            if steps[agent] > 1:
+                missing[agent] = _SETTLED
                 steps[agent] = 1
                 queue.append(agent)
-            elif left > 0:
-                waiting.append(edge)
-        if waiting:
-            successors = _without_counted_edges(graph, waiting, needed)
+    unmarked_out = marking.unmarked_out
+    all_successors: Sequence[Sequence[int]] = graph.successors
     for agent in queue:
+        if agent in unmarked_out:
+            # A marked edge counts 0 for its target whatever its source's steps.
+            if unmarked_out[agent] == 0:
+                continue
+            successors: Sequence[int] = _unmarked_successors(marking, agent)
+        else:
+            successors = all_successors[agent]
         step = steps[agent] + 1
-        for successor in successors[agent]:
-            left = needed[successor] - 1
-            needed[successor] = left
+        for successor in successors:
+            left = missing[successor] - 1
+            missing[successor] = left
             if left == 0:
                 steps[successor] = step
                 queue.append(successor)
     return tuple(steps)
 
 
-def steps_after_finish(
-    graph: Adjacency, steps: tuple[float, ...], agent: int, marked_edges: Container[int]
-) -> tuple[float, ...]:
+def _unmarked_successors(marking: Marking, agent: int) -> list[int]:
+    target, by_edge = marking.graph.target, marking.by_edge
+    return [target[edge] for edge in marking.graph.out_edges[agent] if edge not in by_edge]
+
+
+def steps_after_finish(steps: tuple[float, ...], agent: int, marking: Marking) -> tuple[float, ...]:
     """Return the steps after the last run of ``agent`` has marked all its out-edges.
 
     Only its own value can change: its out-edges counted 0 for the run and count 0 for their marks,
     so nothing depends on the value. Half of all events need no pass over the graph thereby.
 
     Args:
-        graph: the compiled graph.
         steps: what ``compute_steps`` gave before the finish.
         agent: the agent, not running and without an entry mark.
-        marked_edges: after the finish.
+        marking: after the finish.
     """
+    graph, by_edge = marking.graph, marking.by_edge
     counted = [
-        0 if edge in marked_edges else steps[graph.source[edge]] for edge in graph.in_edges[agent]
+        0 if edge in by_edge else steps[graph.source[edge]] for edge in graph.in_edges[agent]
     ]
     if not counted:
         own = INFINITE_STEPS
@@ -100,28 +93,3 @@ def steps_after_finish(
     else:
         own = 1 + max(counted)
     return (*steps[:agent], own, *steps[agent + 1 :])
-
-
-def _without_counted_edges(
-    graph: Adjacency, marked_edges: Iterable[int], needed: Sequence[int]
-) -> Sequence[Sequence[int]]:
-    """Return successors without the marked edges into agents that still wait for others.
-
-    Such an edge was counted for its mark and must not count again when its source settles. Into a
-    settled agent it may: nothing looks at that count any more.
-    """
-    source, target = graph.source, graph.target
-    counted: dict[int, set[int]] = {}
-    for edge in marked_edges:
-        agent = target[edge]
-        if needed[agent] > 0:
-            if source[edge] in counted:
-                counted[source[edge]].add(agent)
-            else:
-                counted[source[edge]] = {agent}
-    if not counted:
-        return graph.successors
-    successors: list[Sequence[int]] = list(graph.successors)
-    for agent, targets in counted.items():
-        successors[agent] = [other for other in successors[agent] if other not in targets]
-    return successors

@@ -8,6 +8,7 @@ from typing import get_args
 from kvflow.errors import GraphError, InvalidInputError
 from kvflow.graph.adjacency import Adjacency
 from kvflow.graph.base import INFINITE_STEPS, Agent, Edge, EdgeKind, Join
+from kvflow.graph.marking import Marking
 from kvflow.graph.steps import compute_steps
 
 __all__ = ["check_agents_can_run", "check_declaration"]
@@ -87,9 +88,7 @@ def _unknown_agent(agent_id: object, known: Collection[str]) -> str:
     return f"no agent has agent_id {agent_id!r}; this graph declares {_name(list(known), 20)}"
 
 
-def check_agents_can_run(
-    graph: Adjacency, agent_ids: Sequence[str], entry: Collection[int]
-) -> None:
+def check_agents_can_run(graph: Adjacency, agent_ids: Sequence[str], entry: frozenset[int]) -> None:
     """Check that the initial marking gives every agent finite steps.
 
     A choice is taken both ways here: an agent that joins two branches of one choice is accepted,
@@ -98,7 +97,7 @@ def check_agents_can_run(
     Raises:
         GraphError: naming all agents that can never run, and what to change.
     """
-    steps = compute_steps(graph, (), entry, ())
+    steps = compute_steps(Marking(graph, entry, runs={}), running=())
     dead = [agent for agent, value in enumerate(steps) if value == INFINITE_STEPS]
     if not dead:
         return

@@ -33,7 +33,7 @@ def test_wrong_arms_are_refused_with_those_there_are(names: list[str], word: str
 
 
 def test_tier_sizes_are_those_sglang_works_out() -> None:
-    # As in its log: "Allocating kv hierarchical KV host pool: 4112 tokens".
-    assert SETTINGS["small-host"].host_tokens == 4112
-    assert SETTINGS["small-host"].capacity_tokens == 2048 + 4112
+    # As in its log: "Allocating kv hierarchical KV host pool: 4624 tokens".
+    assert SETTINGS["small-host"].host_tokens == 4624
+    assert SETTINGS["small-host"].capacity_tokens == 1536 + 4624
     assert SETTINGS["device-only"].capacity_tokens == 6144

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from kvflow.demo.calls import ask, connect
+from kvflow.demo.calls import CallFailedError, ask, connect
+from kvflow.engine import free_port
 from tests.demo.conftest import make_answer
 from tests.demo.wire import ChatWire
 
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
 
 MESSAGES = [{"role": "user", "content": "Is the berth free?"}]
 
@@ -45,6 +47,19 @@ def test_the_first_token_is_the_first_text_not_the_first_chunk(wire: ChatWire, c
     assert 0.2 <= answer.ttft_s <= answer.total_s
 
 
+def test_times_are_those_of_the_first_text_and_of_the_end(wire: ChatWire, client: Any) -> None:
+    ticks = itertools.count(0.0)
+    answer = ask(client, MESSAGES, max_tokens=16, clock=lambda: next(ticks))
+    assert (answer.ttft_s, answer.total_s) == (1.0, 2.0)
+
+
+def test_an_empty_answer_has_its_first_token_at_the_end(wire: ChatWire, client: Any) -> None:
+    wire.texts = ("", "")
+    ticks = itertools.count(0.0)
+    answer = ask(client, MESSAGES, max_tokens=16, clock=lambda: next(ticks))
+    assert (answer.text, answer.ttft_s, answer.total_s) == ("", 1.0, 1.0)
+
+
 def test_an_engine_that_reports_no_ids_is_read_all_the_same(wire: ChatWire, client: Any) -> None:
     wire.reports_ids = False
     answer = ask(client, MESSAGES, max_tokens=16)
@@ -54,9 +69,32 @@ def test_an_engine_that_reports_no_ids_is_read_all_the_same(wire: ChatWire, clie
 
 def test_a_refused_call_is_not_tried_again(wire: ChatWire, client: Any) -> None:
     wire.status = 500
-    with pytest.raises(openai.OpenAIError):
+    with pytest.raises(CallFailedError, match="500"):
         ask(client, MESSAGES, max_tokens=16)
     assert len(wire.bodies) == 1
+
+
+@pytest.mark.parametrize("events", [1, 3])
+def test_a_broken_off_answer_is_an_error_and_not_a_short_answer(
+    wire: ChatWire, client: Any, events: int
+) -> None:
+    wire.break_off_after = events
+    with pytest.raises(CallFailedError, match="RemoteProtocolError"):
+        ask(client, MESSAGES, max_tokens=16)
+
+
+def test_an_answer_without_usage_is_an_error(wire: ChatWire, client: Any) -> None:
+    wire.reports_usage = False
+    with pytest.raises(CallFailedError, match="without a report"):
+        ask(client, MESSAGES, max_tokens=16)
+
+
+def test_no_engine_is_an_error() -> None:
+    with (
+        closing(connect(f"http://127.0.0.1:{free_port()}")) as client,
+        pytest.raises(CallFailedError, match="APIConnectionError"),
+    ):
+        ask(client, MESSAGES, max_tokens=16)
 
 
 def test_no_proxy_is_asked(wire: ChatWire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_json_has_what_was_promised(result: DemoResult) -> None:
     assert document["outputs_identical"] is True
     assert document["versions"]["sglang"] == "0.5.23"
     assert document["settings"]["seed"] == 0
-    assert document["settings"]["caches"]["small-host"]["host_tokens"] == 4112
+    assert document["settings"]["caches"]["small-host"]["host_tokens"] == 4624
 
 
 def test_json_figures_are_those_of_the_arms(result: DemoResult) -> None:
@@ -96,7 +96,13 @@ def test_the_sentence_does_not_hide_a_slowdown() -> None:
 def test_the_sentence_does_not_hide_other_outputs(result: DemoResult) -> None:
     last = result.arms[-1]
     records = [*last.records[:-1], replace(last.records[-1], answer=make_answer(output_ids=()))]
-    text = sentence(replace(result, arms=[*result.arms[:-1], replace(last, records=records)]))
+    other = replace(result, arms=[*result.arms[:-1], replace(last, records=records)])
+    document = to_json(other)
+    assert document["outputs_identical"] is False
+    assert document["differences"] == [
+        {"round": 3, "agent_id": "release_manager", "arms": ["stock", "kvflow+hicache"]}
+    ]
+    text = sentence(other)
     assert "outputs are NOT identical (1 differ, first the release_manager's in round 3" in text
 
 
@@ -122,3 +128,12 @@ def test_what_is_printed_fits_a_terminal() -> None:
     assert table[3][34:].split() == ["0.780", "0.800", "1.00", "s", "1.00", "s", "100.0", "s"]
     assert max(map(len, table)) <= 80
     assert "…" not in written.getvalue()
+
+
+def test_the_notes_say_what_a_mirroring_host_can_reach() -> None:
+    console = pytest.importorskip("rich.console")
+    written = io.StringIO()
+    arm = replace(make_arm("kvflow+hicache"), mirrored_hits=[0] * 10 + [50] * 20)
+    render(make_result(arm), console.Console(file=written, width=80))
+    assert "1,536 tokens on the device, 4,624 on the host" in written.getvalue()
+    assert "of the host's size alone is 0.500." in written.getvalue()

@@ -57,6 +57,12 @@ def test_an_unknown_optimum_stays_unknown() -> None:
     assert replace(make_arm("kvflow"), optimal_hits=None).optimal_hit_rate() is None
 
 
+def test_the_optimum_of_a_mirroring_host_is_known_where_there_is_one() -> None:
+    assert make_arm("kvflow").mirrored_hit_rate() is None
+    arm = replace(make_arm("kvflow+hicache"), mirrored_hits=[0] * 10 + [50] * 20)
+    assert arm.mirrored_hit_rate() == pytest.approx(0.5)
+
+
 def test_the_first_round_is_not_in_the_ttft_unless_asked_for() -> None:
     arm = make_arm("stock", ttft_s=1.0)
     assert arm.ttft_s(50) == arm.ttft_s(95) == 1.0

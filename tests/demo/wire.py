@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import Any, Self
 
 
@@ -18,21 +19,33 @@ class ChatWire:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.pause_before_text_s = 0.0
+        self.texts: tuple[str, ...] = ("answer ", "{}")
         self.reports_ids = True
+        self.reports_usage = True
+        self.break_off_after: int | None = None
         self.status = 200
         wire = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 wire.bodies.append(body)
                 self.send_response(wire.status)
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Connection", "close")
+                self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 if wire.status == 200:
-                    for event in wire.events(len(wire.bodies)):
-                        self.wfile.write(f"data: {event}\n\n".encode())
+                    for event in islice(wire.events(len(wire.bodies)), wire.break_off_after):
+                        self.send_chunk(f"data: {event}\n\n".encode())
+                    if wire.break_off_after is not None:
+                        return
+                self.send_chunk(b"")
+
+            def send_chunk(self, data: bytes) -> None:
+                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
             def log_message(self, format: str, *args: object) -> None:
                 return
@@ -47,8 +60,8 @@ class ChatWire:
     def events(self, number: int) -> Any:
         yield _chunk(choices=[_choice({"role": "assistant", "content": ""})])
         time.sleep(self.pause_before_text_s)
-        yield _chunk(choices=[_choice({"content": "answer "})])
-        yield _chunk(choices=[_choice({"content": str(number)})])
+        for text in self.texts:
+            yield _chunk(choices=[_choice({"content": text.format(number)})])
         yield _chunk(choices=[_choice({}, "length")])
         extension: dict[str, Any] = {"cached_tokens_details": {"device": 48, "host": 16}}
         if self.reports_ids:
@@ -60,7 +73,8 @@ class ChatWire:
             "total_tokens": 103,
             "prompt_tokens_details": {"cached_tokens": 64},
         }
-        yield _chunk(choices=[], usage=usage)
+        if self.reports_usage:
+            yield _chunk(choices=[], usage=usage)
         yield "[DONE]"
 
     def __enter__(self) -> Self:

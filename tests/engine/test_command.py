@@ -70,9 +70,14 @@ class TestFlags:
         assert "--radix-cache-backend" not in stock.argv
         assert stock.env["SGLANG_PLUGINS"] == "kvflow_cpu"
 
-    def test_0_5_17_gets_the_page_size_it_can_do_on_a_cpu(self) -> None:
-        assert flag_value(build(sglang_version="0.5.17").argv, "--page-size") == "1"
-        assert flag_value(build(sglang_version="0.5.24.post1").argv, "--page-size") == "16"
+    def test_0_5_17_gets_what_it_can_do_on_a_cpu(self) -> None:
+        old = build(sglang_version="0.5.17").argv
+        assert flag_value(old, "--page-size") == "1"
+        assert flag_value(old, "--grammar-backend") == "none"
+        new = build(sglang_version="0.5.24.post1").argv
+        assert flag_value(new, "--page-size") == "16"
+        assert "--grammar-backend" not in new
+        assert "--grammar-backend" not in build("cuda", sglang_version="0.5.17").argv
 
     def test_users_flags_win(self) -> None:
         command = build(

@@ -68,6 +68,22 @@ def test_it_streams(engines: Engines) -> None:
     assert "Paris" in "".join(pieces)
 
 
+def test_it_answers_in_a_schema(engines: Engines) -> None:
+    engine = engines.start(max_total_tokens=SMALL_POOL)
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"type": "string"}},
+        "required": ["capital"],
+        "additionalProperties": False,
+    }
+    answer = engine.chat(
+        [{"role": "user", "content": QUESTION}],
+        max_tokens=32,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )
+    assert list(json.loads(answer.text)) == ["capital"]
+
+
 def test_metrics_count_hits(engines: Engines) -> None:
     engine = engines.start(max_total_tokens=SMALL_POOL)
     name, label = "sglang:realtime_tokens_total", {"mode": "prefill_cache"}

@@ -153,6 +153,15 @@ def test_a_copy_is_independent() -> None:
     assert twin.marks() == {("a", "b"): 1}
 
 
+def test_a_copy_has_its_own_memory_of_step_ids() -> None:
+    state = play(WorkflowState(graph("a", "a>a")), "+a:s1 -a:s1")
+    twin = state.copy()
+    assert twin.start("a", "s1") == DUPLICATE
+    play(twin, "+a:s2 -a:s2 +a:s3")
+    assert state.start("a", "s2") == APPLIED
+    assert state.start("a", "s3") == MISPREDICTED
+
+
 @given(graphs(), st.data())
 def test_steps_follow_the_events_however_often_they_are_asked_for(
     built: AgentStepGraph, data: st.DataObject

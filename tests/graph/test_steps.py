@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvflow.graph import Agent, AgentStepGraph, Edge, WorkflowState
+from kvflow.graph.marking import Marking
 from kvflow.graph.steps import compute_steps
 from tests.graph.builders import declarations, graph, graphs, play
 from tests.graph.oracle import solve
@@ -101,12 +102,12 @@ def test_any_marking_gives_the_values_of_the_oracle(
     position = accepted.adjacency.position
     running = data.draw(st.sets(st.sampled_from(sorted(position))))
     marked = data.draw(st.sets(st.sampled_from(range(len(edges))))) if edges else set()
-    values = compute_steps(
-        accepted.adjacency,
-        [position[agent_id] for agent_id in running],
-        [position[agent_id] for agent_id in entry],
-        marked,
+    marking = Marking(
+        accepted.adjacency, frozenset(position[agent_id] for agent_id in entry), runs={}
     )
+    for edge in marked:
+        marking.add_mark(edge)
+    values = compute_steps(marking, [position[agent_id] for agent_id in running])
     oracle = solve(
         agents, edges, running, entry, {(edges[i].source, edges[i].target) for i in marked}
     )

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import shlex
+from importlib.util import find_spec
+
+import pytest
+
+from kvflow.cli.main import main
+from kvflow.engine.flags import flag_value
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+
+@pytest.fixture
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang: run `make install`")
+    for name in ("SGLANG_PLUGINS", "SGLANG_CPU_OMP_THREADS_BIND", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    given = ["engine", "--device", "cpu", "--print-command", *arguments]
+    model = [] if "--model-path" in arguments else ["--model", "org/name"]
+    position = given.index("--") if "--" in given else len(given)
+    assert main([*given[:position], *model, *given[position:]]) == 0
+    return shlex.split(capsys.readouterr().out)
+
+
+def test_options_reach_sglang(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed(capsys, "--port", "4000", "--hicache-ratio", "2", "--max-total-tokens", "999")
+    assert flag_value(words, "--model-path") == "org/name"
+    assert flag_value(words, "--port") == "4000"
+    assert flag_value(words, "--hicache-ratio") == "2"
+    assert flag_value(words, "--max-total-tokens") == "999"
+    assert flag_value(words, "--radix-cache-backend") == "kvflow"
+    assert "SGLANG_PLUGINS=kvflow,kvflow_cpu" in words
+
+
+def test_stock(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed(capsys, "--stock")
+    assert "--radix-cache-backend" not in words
+    assert "SGLANG_PLUGINS=kvflow_cpu" in words
+
+
+def test_sglang_flags_after_the_dashes_win(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed(
+        capsys, "--port", "4000", "--", "--port", "5000", "--model-path", "/m", "--log-level=debug"
+    )
+    assert words[-5:] == ["--port", "5000", "--model-path", "/m", "--log-level=debug"]
+    assert words.count("--port") == words.count("--model-path") == 1
