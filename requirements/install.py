@@ -167,7 +167,8 @@ def install_cpu_torch() -> None:
         if try_pip(*arguments) is None:
             return
         say(otherwise)
-    pip("--constraint", requirements("engine-cpu.txt"), f"torch=={TORCH}")
+    # With what it depends on; the next phase puts its own pins over that.
+    pip(f"torch=={TORCH}")
 
 
 def install_kvflow(extras: str = "") -> None:

@@ -13,6 +13,7 @@ __all__ = ["cache_dir", "make_run_dir", "remove_stale_run_dirs"]
 
 # A Unix socket's path holds 107 bytes; SGLang adds a file name of its own to the temporary folder.
 _LONGEST_RUN_DIR: Final = 70
+_RUN_PREFIX: Final = "kvflow-"
 
 
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
@@ -40,12 +41,13 @@ def make_run_dir(environ: Mapping[str, str] | None = None) -> Path:
         parent = Path(gettempdir())
     else:
         parent.mkdir(parents=True, exist_ok=True)
-    return Path(mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+    return Path(mkdtemp(prefix=f"{_RUN_PREFIX}{os.getpid()}-", dir=parent))
 
 
 def remove_stale_run_dirs(environ: Mapping[str, str] | None = None) -> None:
-    """Remove run folders whose process is gone (it was killed, or it became an engine)."""
-    for folder in (cache_dir(environ) / "run").glob("*-*"):
-        pid = folder.name.partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove run folders whose process is gone (it was killed, or it was an engine itself)."""
+    for parent in (cache_dir(environ) / "run", Path(gettempdir())):
+        for folder in parent.glob(f"{_RUN_PREFIX}*-*"):
+            pid = folder.name.removeprefix(_RUN_PREFIX).partition("-")[0]
+            if pid.isdigit() and not Path("/proc", pid).exists():
+                shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvflow.engine import launch
+from kvflow.engine import launch, paths
 from kvflow.engine.command import EngineCommand
 from kvflow.engine.launch import EngineProcess, free_port, prepare
 from kvflow.engine.options import EngineOptions
@@ -41,6 +41,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SER
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("KVFLOW_CACHE_DIR", str(tmp_path / "c"))
+    monkeypatch.setattr(paths, "_LONGEST_RUN_DIR", 1000)
     return tmp_path / "c"
 
 
@@ -139,7 +140,9 @@ def test_it_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> N
     starter = f"""
 import os, signal
 from pathlib import Path
+from kvflow.engine import paths
 from tests.engine.test_launch import SERVER, engine
+paths._LONGEST_RUN_DIR = 1000
 process = engine(SERVER, Path({str(tmp_path)!r}))
 process.start()
 print(process.pid, flush=True)
