@@ -213,7 +213,7 @@ def need_space(device: str) -> None:
 def pip(*arguments: str) -> None:
     output = try_pip(*arguments)
     if output is not None:
-        tail = "\n".join(output.strip().splitlines()[-15:])
+        tail = "\n".join(output.splitlines()[-15:])
         raise InstallError(f"pip install {' '.join(arguments)} failed:\n{tail}")
 
 
@@ -244,7 +244,8 @@ def try_pip(*arguments: str) -> str | None:
             process.wait()
             raise
         output.seek(0)
-        return None if status == 0 else output.read().decode(errors="replace")
+        said = output.read().decode(errors="replace").strip()
+        return None if status == 0 else said or f"(nothing said; exit status {status})"
 
 
 def cache_dir() -> Path:
