@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_OUTPUT_TOKENS", "CallRecord", "make_agents", "run_rounds", "team_workflow"]
 
-MAX_OUTPUT_TOKENS: Final = 16
+MAX_OUTPUT_TOKENS: Final = 8
 
 AgentFunction = Callable[[str, Role | None, str], Answer]
 
