@@ -51,7 +51,7 @@ def demo(result: Result) -> str:
         _table(head, rows)
         + f"\n{settings['agents']} agents in a cycle, {settings['rounds']} rounds, prompts of "
         f"{settings['median_prompt_tokens']:.0f} tokens (median), {settings['model']} in float32 "
-        f"on {hardware['cpu_cores']} cores ({hardware['cpu_model']}), SGLang {versions['sglang']}. "
+        f"on {hardware['cores']} cores ({hardware['cpu']}), SGLang {versions['sglang']}. "
         f"Outputs of all arms: {identical}. Hit rate and TTFT from round "
         f"{settings['measured_from_round']} on; wall: all rounds.\n"
     )
@@ -76,8 +76,8 @@ def demo_sentence(result: Result) -> str:
     stock, kvflow = (by_name[name] for name in comparison["arms"])
     hardware = result["hardware"]
     return (
-        f"Ten agents in a cycle on a {hardware['cpu_cores']}-core CPU "
-        f"({hardware['cpu_model']}), device cache too small for all their prompts: stock SGLang "
+        f"Ten agents in a cycle on a {hardware['cores']}-core CPU "
+        f"({hardware['cpu']}), device cache too small for all their prompts: stock SGLang "
         f"{result['versions']['sglang']} finds {stock['hit_rate']:.0%} of the prompt tokens in "
         f"cache, KVFlow {kvflow['hit_rate']:.0%} (the best any policy could: "
         f"{kvflow['optimal_hit_rate']:.0%}); median time to first token "
