@@ -46,7 +46,7 @@ def demo(
     """Compare KVFlow with stock SGLang on a ten-agent workflow, on this machine.
 
     Starts real SGLang servers one after the other, lets ten agents work through some feature
-    requests on each, and shows what KVFlow changed.  Takes about six minutes on two cores.
+    requests on each, and shows what KVFlow changed.  Takes five to ten minutes on two cores.
     """
     if device not in get_args(Device):
         raise InvalidInputError(["--device"], f"{device!r} is unknown; use auto, cpu or cuda")

@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -237,20 +238,21 @@ class KVFlowRadixCache(UnifiedRadixCache):
         self.kvflow_weights.release_nodes()
 
     def evict(self, params: Any) -> Any:
-        component = self._full_component()
-        component.needed_tokens = params.num_tokens
-        try:
+        with self._needing(params):
             return super().evict(params)
-        finally:
-            component.needed_tokens = None
 
     def evict_for_alloc(self, params: Any, **kwargs: Any) -> Any:
         # The walk's own quota is all that is evictable (0.5.23, _evict_components); the
         # shortfall is what a split may stop at.
+        with self._needing(params):
+            return super().evict_for_alloc(params, **kwargs)
+
+    @contextmanager
+    def _needing(self, params: Any) -> Iterator[None]:
         component = self._full_component()
         component.needed_tokens = params.num_tokens
         try:
-            return super().evict_for_alloc(params, **kwargs)
+            yield
         finally:
             component.needed_tokens = None
 
