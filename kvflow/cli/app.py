@@ -31,6 +31,7 @@ COMMANDS: Final = (
     Command("engine", "Start SGLang with KVFlow's cache, on CUDA or on a CPU.", "sglang"),
     Command("serve", "Run the KVFlow service.", "server"),
     Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
+    Command("trace", "Ask a running engine for the timeline of its latest requests.", "cli"),
     Command("doctor", "Check this machine and say what is missing.", "cli"),
     Command("version", "Print the versions of KVFlow and of what it works with.", "cli"),
 )

@@ -6,7 +6,8 @@ launcher does, and it changes no cache policy: with ``SGLANG_PLUGINS=kvflow_cpu`
 
 HiCache moves KV pages between a host pool and the device pool with CUDA kernels and pins the host
 pool through the CUDA driver.  On the CPU both pools are ordinary memory, so nothing has to be
-pinned and a transfer is an indexed copy.  The copy is done when the call returns.
+pinned and a transfer is an indexed copy.  A copy to the host pool is done when the call returns;
+one from there runs in the background, as on a GPU, where this SGLang allows it (``cpu_link.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
+
+from kvflow.engine import cpu_link
+from kvflow.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import torch
@@ -39,13 +43,20 @@ logger = logging.getLogger(__name__)
 def register() -> None:
     """Make HiCache's ``direct`` I/O backend work between two pools in ordinary memory.
 
-    Idempotent.  Exits the process with a message if SGLang does not look as expected: without the
-    patch an engine with HiCache would come up and fail at its first backup.
+    Loads become asynchronous, unless ``KVFLOW_CPU_LINK=sync``.  Idempotent.  Exits the process with
+    a message if SGLang does not look as expected, since without the patch an engine with HiCache
+    would come up and fail at its first backup, or if a variable cannot be understood.
     """
     if os.environ.get(CPU_ENGINE_VARIABLE) != "1":
         return
     try:
+        link = cpu_link.LinkSettings.from_env(os.environ)
+    except InvalidInputError as error:
+        raise SystemExit(f"KVFlow: {error}") from error
+    try:
         _patch_host_pools()
+        if link is not None:
+            cpu_link.install(link)
     except (ImportError, AttributeError) as error:
         raise SystemExit(
             f"KVFlow cannot run HiCache on the CPU with this SGLang: {error}. "
@@ -98,7 +109,27 @@ def copy_tokens(
 
     The contract of ``sgl_kernel.kvcacheio.transfer_kv_direct``: the first dimension of a layer
     counts tokens, the indices name tokens (whole pages of them).  O(tokens x layers).
+
+    Done when the call returns, or submitted to the link that is the current stream.
     """
     del page_size  # the indices are already those of tokens
+    link = cpu_link.current_link()
+    copy = functools.partial(_copy_rows, src_layers, dst_layers, src_indices, dst_indices)
+    if link is None:
+        copy()
+    else:
+        link.copy(copy, sum(map(_row_bytes, src_layers)) * len(src_indices))
+
+
+def _copy_rows(
+    src_layers: Sequence[torch.Tensor],
+    dst_layers: Sequence[torch.Tensor],
+    src_indices: torch.Tensor,
+    dst_indices: torch.Tensor,
+) -> None:
     for source, target in zip(src_layers, dst_layers, strict=True):
         target[dst_indices] = source[src_indices]
+
+
+def _row_bytes(layer: torch.Tensor) -> int:
+    return int(layer.shape[1:].numel() * layer.element_size())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from kvflow.eviction.order import EvictionKey
@@ -74,6 +74,10 @@ class EvictionIndex(Generic[N]):
             heapq.heapreplace(heap, (now, tie, node))
             self._drop_outdated_top()
         return None
+
+    def below(self, key: EvictionKey) -> Iterator[N]:
+        """The nodes that rank below ``key``, in no particular order. O(n) for all of them."""
+        return (node for node, known in self._keys.items() if known < key)
 
     def _push(self, node: N, key: EvictionKey) -> None:
         self._keys[node] = key

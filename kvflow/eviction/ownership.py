@@ -19,15 +19,22 @@ class Owner(Generic[N]):
     Attributes:
         kind: ``prefix`` for an agent's fixed prompt, ``history`` for a conversation.
         steps: its steps-to-execution now.
+        number: tells owners apart by a plain value, for messages between ranks.
         nodes: the nodes of its path. They form one chain from the root, so at any time at most
             one of them is a leaf of a tier.
     """
 
-    __slots__ = ("kind", "nodes", "steps")
+    __slots__ = ("kind", "nodes", "number", "steps")
 
-    def __init__(self, kind: Literal["prefix", "history"], steps: float = INFINITE_STEPS) -> None:
+    def __init__(
+        self,
+        kind: Literal["prefix", "history"],
+        steps: float = INFINITE_STEPS,
+        number: int = 0,
+    ) -> None:
         self.kind = kind
         self.steps = steps
+        self.number = number
         self.nodes: set[N] = set()
 
 

@@ -6,9 +6,11 @@ thread takes them from the queue and hands them to the broadcast. The thread tou
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
+import socket
 import threading
 import time
 from collections import deque
@@ -57,6 +59,9 @@ class ServiceChannel:
         self._lease_s = settings.lease_s or DEFAULT_LEASE_S
         self._heard_s: float | None = None
         self._queue: deque[ControlMessage] = deque()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
         self._stop = threading.Event()
         self._complained: str | None = None
         self._in_snapshot = False
@@ -70,6 +75,8 @@ class ServiceChannel:
         """Stop reading. The thread ends at its next message or timeout."""
         self._stop.set()
         self._thread.join(timeout_s)
+        self._waker.close()
+        self._woken.close()
 
     def take(self) -> list[ControlMessage]:
         """The next messages, oldest first; an empty list if there are none. Never blocks.
@@ -79,12 +86,24 @@ class ServiceChannel:
         """
         taken: list[ControlMessage] = []
         workflows = 0
+        with contextlib.suppress(OSError):
+            self._woken.recv(4096)
         while self._queue and workflows < WORKFLOWS_PER_MESSAGE:
             message = self._queue.popleft()
             taken.append(message)
             if isinstance(message, ServiceUpdate):
                 workflows += len(message.workflows) + len(message.closed)
         return taken
+
+    @property
+    def wake_fd(self) -> int:
+        """A file descriptor that is readable while there may be messages to take."""
+        return self._woken.fileno()
+
+    def _put(self, messages: Iterable[ControlMessage]) -> None:
+        self._queue.extend(messages)
+        with contextlib.suppress(OSError):
+            self._waker.send(b".")
 
     def _run(self) -> None:
         delay_s = BACKOFF_S[0]
@@ -113,7 +132,7 @@ class ServiceChannel:
     def _check_lease(self) -> None:
         if self._heard_s is not None and time.monotonic() - self._heard_s > self._lease_s:
             self._heard_s = None
-            self._queue.append(LeaseLost())
+            self._put([LeaseLost()])
             logger.warning(
                 "KVFlow: nothing heard from %s for %.1f s; the engine goes on with plain LRU",
                 self._settings.service_url,
@@ -174,11 +193,11 @@ class ServiceChannel:
                 logger.warning("KVFlow: stream from %s is back", self._settings.service_url)
                 self._complained = None
             self._in_snapshot = message.more
-            self._queue.extend(_parts(message.workflows, begins=True, ends=not message.more))
+            self._put(_parts(message.workflows, begins=True, ends=not message.more))
         elif isinstance(message, Delta):
             ends = self._in_snapshot and not message.more
             self._in_snapshot = message.more
-            self._queue.extend(_parts(message.workflows, message.closed, ends=ends))
+            self._put(_parts(message.workflows, message.closed, ends=ends))
         return expected + 1
 
 

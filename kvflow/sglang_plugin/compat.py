@@ -23,13 +23,23 @@ Common to both, private, and relied on (``sglang/srt/mem_cache/...``):
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from kvflow.errors import UnsupportedEngineError
 
-__all__ = ["SUPPORTED", "check_version", "select_tree_core", "served_model_name"]
+__all__ = [
+    "SUPPORTED",
+    "check_version",
+    "nothing_loaded",
+    "prefetch_obstacle",
+    "request_handle",
+    "select_tree_core",
+    "served_model_name",
+    "storage_prefetch_supported",
+]
 
 SUPPORTED: Final = ("0.5.17", "0.5.23")
 TREE_CORE_VARIABLE: Final = "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"
@@ -69,3 +79,37 @@ def served_model_name(server_args: Any) -> str:
     except ImportError:  # 0.5.17: resolved on the arguments themselves
         return str(server_args.served_model_name)
     return str(get_serving().served_model_name)
+
+
+def prefetch_obstacle(server_args: Any, cache: Any) -> str | None:
+    """Why nothing can be prefetched in this engine; None if nothing stands in the way."""
+    if cache.disable:
+        return "the radix cache is off"
+    if cache.cache_controller is None:
+        return "there is no host pool (--enable-hierarchical-cache)"
+    if getattr(server_args, "pp_size", 1) > 1:
+        return "pipeline parallelism"
+    if getattr(server_args, "disaggregation_mode", "null") not in (None, "null"):
+        return "prefill and decode are disaggregated"
+    if getattr(cache, "buffer_pipeline", None) is not None:
+        return "the host pool is a buffer only (--hicache-host-memory-mode buffer_only)"
+    return None
+
+
+def storage_prefetch_supported() -> bool:
+    """Whether a fetch from the storage tier can be made without a request behind it."""
+    return importlib.util.find_spec("sglang.srt.mem_cache.l2_transfer") is not None
+
+
+def request_handle(rid: str) -> Any:
+    """What the cache knows a fetch from the storage tier by."""
+    from sglang.srt.mem_cache.base_prefix_cache import CacheRequestHandle
+
+    return CacheRequestHandle(rid=rid, attempt_id=0)
+
+
+def nothing_loaded(req: Any) -> Any:
+    """What ``init_load_back`` returns where a request's host hit is not loaded."""
+    if hasattr(req, "prefix_indices") and not hasattr(req, "host_loaded_length"):  # 0.5.17
+        return req.prefix_indices[:0], req.last_node
+    return 0, req.last_node

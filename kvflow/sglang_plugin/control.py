@@ -1,4 +1,4 @@
-"""Messages from the KVFlow service to the scheduler processes of one engine.
+"""Messages to the scheduler processes of one engine, from the service and from the first rank.
 
 They travel through the list that SGLang's first rank broadcasts to all its ranks, so every rank
 applies the same message at the same scheduler step. Plain picklable values, nothing else.
@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["ControlMessage", "LeaseLost", "ServiceUpdate", "Tick", "WorkflowKey", "WorkflowUpdate"]
+from kvflow.prefetch import Link
+
+__all__ = [
+    "CancelFetch",
+    "ControlMessage",
+    "FetchAhead",
+    "LeaseLost",
+    "LoadAhead",
+    "Rates",
+    "ServiceUpdate",
+    "Tick",
+    "WorkflowKey",
+    "WorkflowUpdate",
+]
 
 WorkflowKey = tuple[str, str]
 """``(client_id, workflow_id)``"""
@@ -51,7 +64,45 @@ class LeaseLost(ControlMessage):
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """What the first rank has measured; None where it has not yet."""
+
+    load: Link | None = None
+    fetch: Link | None = None
+    prefill: Link | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick(ControlMessage):
     """The first rank's clock, in seconds: the only clock that all ranks share."""
 
     now_s: float
+    rates: Rates = Rates()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAhead(ControlMessage):
+    """Bring the first ``end_tokens`` of an owner's path from host to device.
+
+    ``cause`` is the workflow that is going to need it.
+    """
+
+    owner: int
+    end_tokens: int
+    cause: WorkflowKey
+
+
+@dataclass(frozen=True, slots=True)
+class FetchAhead(ControlMessage):
+    """Bring the first ``end_tokens`` of an owner's path from the storage tier to host."""
+
+    owner: int
+    end_tokens: int
+    cause: WorkflowKey
+
+
+@dataclass(frozen=True, slots=True)
+class CancelFetch(ControlMessage):
+    """Nobody is going to need what is being fetched for this owner."""
+
+    owner: int

@@ -5,14 +5,34 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from kvflow.eviction import NodeKind
+from kvflow.prefetch import LoadChoice
 
-__all__ = ["AgentClass", "EngineMetrics", "NoMetrics", "Tier", "prometheus_metrics"]
+__all__ = [
+    "AgentClass",
+    "Copy",
+    "EngineMetrics",
+    "NoMetrics",
+    "Outcome",
+    "StallCause",
+    "Tier",
+    "prometheus_metrics",
+]
 
 Tier = Literal["device", "host"]
 AgentClass = Literal["predicted", "unpredicted", "none"]
 """Requests by what was known when they came: ``predicted`` if a live workflow gave their agent
 finite steps, ``unpredicted`` if they named an agent but no workflow expected it, ``none`` if they
 named no agent."""
+
+Copy = Literal["load", "fetch"]
+"""``load``: host to device; ``fetch``: storage to host."""
+Outcome = Literal["used", "wasted", "cancelled", "late"]
+"""What became of prefetched tokens. ``used``: a request read them on the device; ``wasted``: they
+were evicted unread; ``cancelled``: given up before they came; ``late``: still on their way when
+they were read, so the copy was only partly hidden (they count as used, too)."""
+StallCause = Literal["wait", "load", "recompute"]
+"""``wait``: passed over in the waiting queue; ``load``: copies that a request was behind;
+``recompute``: prefix of a predicted agent that was computed anew (estimated)."""
 
 
 class EngineMetrics(Protocol):
@@ -22,6 +42,11 @@ class EngineMetrics(Protocol):
     def served(self, agent_class: AgentClass, query_tokens: int, hit_tokens: int) -> None: ...
     def decided(self, tier: Tier, seconds: float) -> None: ...
     def state(self, updates_applied: int, lease_held: bool, live_workflows: int) -> None: ...
+    def prefetched(self, copy: Copy, tokens: int, kv_bytes: int) -> None: ...
+    def prefetch_outcome(self, outcome: Outcome, tokens: int) -> None: ...
+    def load_chosen(self, choice: LoadChoice, tokens: int) -> None: ...
+    def stalled(self, cause: StallCause, seconds: float) -> None: ...
+    def predictions(self, hits: int, misses: int) -> None: ...
 
 
 class NoMetrics:
@@ -37,6 +62,21 @@ class NoMetrics:
         """Report nothing."""
 
     def state(self, updates_applied: int, lease_held: bool, live_workflows: int) -> None:
+        """Report nothing."""
+
+    def prefetched(self, copy: Copy, tokens: int, kv_bytes: int) -> None:
+        """Report nothing."""
+
+    def prefetch_outcome(self, outcome: Outcome, tokens: int) -> None:
+        """Report nothing."""
+
+    def load_chosen(self, choice: LoadChoice, tokens: int) -> None:
+        """Report nothing."""
+
+    def stalled(self, cause: StallCause, seconds: float) -> None:
+        """Report nothing."""
+
+    def predictions(self, hits: int, misses: int) -> None:
         """Report nothing."""
 
 
@@ -85,6 +125,43 @@ class _PrometheusMetrics:
             ["model_name", "tier"],
             buckets=(5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2e-2, 0.1),
         )
+        self._prefetched = counter(
+            "kvflow_prefetched_tokens_total",
+            "Tokens copied ahead of need: load is host to device, fetch is storage to host.",
+            "copy",
+        )
+        self._prefetched_bytes = counter(
+            "kvflow_prefetched_bytes_total", "The same in bytes of KV.", "copy"
+        )
+        self._outcomes = counter(
+            "kvflow_prefetch_outcome_tokens_total",
+            "What became of prefetched tokens: used, wasted, cancelled; late ones are used too.",
+            "outcome",
+        )
+        self._chosen = counter(
+            "kvflow_load_choice_tokens_total",
+            "Tokens that requests found in host memory, by what was faster: load or recompute.",
+            "choice",
+        )
+        self._stalls = counter(
+            "kvflow_stall_seconds_total",
+            "Time that requests lost: wait (passed over), load (their own copies), recompute "
+            "(estimated, of predicted agents' prefixes).",
+            "cause",
+        )
+        self._predictions = counter(
+            "kvflow_predictions_total", "Agents that ran, by whether they were predicted.", "result"
+        )
+        for copy in ("load", "fetch"):
+            self._prefetched.labels(model_name, copy)
+            self._prefetched_bytes.labels(model_name, copy)
+        for outcome in ("used", "wasted", "cancelled", "late"):
+            self._outcomes.labels(model_name, outcome)
+        for choice in ("load", "recompute"):
+            self._chosen.labels(model_name, choice)
+        for cause in ("wait", "load", "recompute"):
+            self._stalls.labels(model_name, cause)
+        self._predictions_seen = (0, 0)
         self._updates_seen = 0
         for kind in ("prefix", "history", "suffix", "unknown"):
             for tier in ("device", "host"):
@@ -107,6 +184,25 @@ class _PrometheusMetrics:
         self._updates_seen = updates_applied
         self._lease.labels(self._model).set(lease_held)
         self._live.labels(self._model).set(live_workflows)
+
+    def prefetched(self, copy: Copy, tokens: int, kv_bytes: int) -> None:
+        self._prefetched.labels(self._model, copy).inc(tokens)
+        self._prefetched_bytes.labels(self._model, copy).inc(kv_bytes)
+
+    def prefetch_outcome(self, outcome: Outcome, tokens: int) -> None:
+        self._outcomes.labels(self._model, outcome).inc(tokens)
+
+    def load_chosen(self, choice: LoadChoice, tokens: int) -> None:
+        self._chosen.labels(self._model, choice).inc(tokens)
+
+    def stalled(self, cause: StallCause, seconds: float) -> None:
+        self._stalls.labels(self._model, cause).inc(max(0.0, seconds))
+
+    def predictions(self, hits: int, misses: int) -> None:
+        seen_hits, seen_misses = self._predictions_seen
+        self._predictions.labels(self._model, "hit").inc(hits - seen_hits)
+        self._predictions.labels(self._model, "miss").inc(misses - seen_misses)
+        self._predictions_seen = (hits, misses)
 
 
 def prometheus_metrics(model_name: str) -> EngineMetrics:

@@ -8,12 +8,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kvflow.sglang_plugin.channel import ServiceChannel
-from kvflow.sglang_plugin.compat import check_version, select_tree_core, served_model_name
-from kvflow.sglang_plugin.control import ControlMessage, Tick
+from kvflow.sglang_plugin.compat import (
+    check_version,
+    prefetch_obstacle,
+    select_tree_core,
+    served_model_name,
+)
+from kvflow.sglang_plugin.control import ControlMessage, Rates, Tick
 from kvflow.sglang_plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
-    from kvflow.sglang_plugin.tree import KVFlowRadixCache
+    from kvflow.sglang_plugin.cache import KVFlowRadixCache
+    from kvflow.sglang_plugin.foresight import Foresight
+    from kvflow.sglang_plugin.schedule import StatusAwareScheduling
 
 __all__ = ["PluginRuntime"]
 
@@ -21,7 +28,13 @@ logger = logging.getLogger(__name__)
 
 BACKEND = "kvflow"
 TICK_S = 1.0
+NAP_S = 0.0005
+REPLAN_MS = 20
+MIN_TIMED_PREFILL_TOKENS = 64
+POLLIN = 1
+"""``zmq.POLLIN``, which SGLang's idle sleeper polls for."""
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_SLEEPER = "sglang.srt.managers.scheduler_components.idle_sleeper.IdleSleeper"
 _RECEIVER = "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver"
 
 
@@ -35,12 +48,18 @@ class PluginRuntime:
     def __init__(self, settings: PluginSettings) -> None:
         self._settings = settings
         self._cache: KVFlowRadixCache | None = None
+        self._foresight: Foresight | None = None
+        self._schedule: StatusAwareScheduling | None = None
+        self._scheduler: Any = None
         self._channel: ServiceChannel | None = None
         self._pp_rank = 0
         self._tick_s = 0.0
+        self._rates = Rates()
+        self._formed_s = 0.0
+        self._polled_fd: int | None = None
 
     def install(self) -> None:
-        """Register the cache, the tree core and the two hooks.
+        """Register the cache, the tree core and the hooks.
 
         Raises:
             UnsupportedEngineError: this SGLang is not in the compatibility table.
@@ -58,14 +77,24 @@ class PluginRuntime:
         HookRegistry.register(
             f"{_SCHEDULER}.process_input_requests", self.take_messages, HookType.AROUND
         )
+        HookRegistry.register(
+            f"{_SCHEDULER}._get_new_batch_prefill_raw", self.form_batch, HookType.AROUND
+        )
+        HookRegistry.register(f"{_SCHEDULER}.process_batch_result", self.batch_done, HookType.AFTER)
+        HookRegistry.register(f"{_SCHEDULER}.flush_cache", self.before_flush, HookType.BEFORE)
+        HookRegistry.register(f"{_SCHEDULER}.on_idle", self.after_idle, HookType.AFTER)
+        HookRegistry.register(f"{_SLEEPER}.maybe_sleep", self.sleep, HookType.AROUND)
 
     def create_cache(self, ctx: Any) -> Any:
         """Factory behind ``--radix-cache-backend kvflow``."""
         from sglang.srt.mem_cache import registry
         from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
+        from kvflow.sglang_plugin.cache import KVFlowRadixCache
+        from kvflow.sglang_plugin.foresight import Foresight
         from kvflow.sglang_plugin.metrics import prometheus_metrics
-        from kvflow.sglang_plugin.tree import KVFlowFullComponent, KVFlowRadixCache
+        from kvflow.sglang_plugin.schedule import StatusAwareScheduling
+        from kvflow.sglang_plugin.tree import KVFlowFullComponent
 
         params = ctx.params
         if params.enable_session_radix_cache:
@@ -83,6 +112,13 @@ class PluginRuntime:
             cache.report_to(prometheus_metrics(served_model_name(ctx.server_args)))
         self._pp_rank = params.pp_rank
         self._cache = cache
+        cache.kvflow_load = self._settings.load
+        self._schedule = StatusAwareScheduling(cache, self._settings.admission_overcommit)
+        obstacle = prefetch_obstacle(ctx.server_args, cache)
+        if obstacle is not None and self._settings.prefetch:
+            logger.info("KVFlow: nothing is prefetched: %s", obstacle)
+        if obstacle is None and self._settings.prefetch and params.pp_rank == 0:
+            self._foresight = Foresight(cache, self._settings.prefetch_max_tokens)
         return cache
 
     def add_messages(self, recv_reqs: list[Any] | None, *args: Any, **kwargs: Any) -> Any:
@@ -96,16 +132,35 @@ class PluginRuntime:
             self._channel = ServiceChannel(self._settings.service_url, self._settings)
             self._channel.start()
         messages = self._channel.take() if self._channel is not None else []
-        if self._cache.kvflow_weights.needs_ticks:
-            now_s = time.monotonic()
-            if now_s - self._tick_s >= TICK_S:
-                self._tick_s = now_s
-                messages.append(Tick(now_s))
+        if self._needs_tick():
+            self._tick_s = time.monotonic()
+            messages.append(Tick(self._tick_s, self._rates))
+        if self._foresight is not None and self._scheduler is not None:
+            try:
+                messages += self._foresight.messages(
+                    self._scheduler.waiting_queue, arriving=bool(recv_reqs)
+                )
+            except Exception:
+                logger.exception("KVFlow: nothing is planned in this step; the engine goes on")
         return [*messages, *recv_reqs] if messages else None
+
+    def _needs_tick(self) -> bool:
+        cache, schedule = self._cache, self._schedule
+        if schedule is not None and schedule.needs_clock:
+            return True
+        if cache is None or not (cache.kvflow_weights.needs_ticks or self._foresight):
+            return False
+        if time.monotonic() - self._tick_s < TICK_S:
+            return False
+        if self._foresight is None:
+            return True
+        rates, self._rates = self._rates, self._foresight.rates
+        return cache.kvflow_weights.needs_ticks or rates != self._rates
 
     def take_messages(self, original: Any, scheduler: Any, recv_reqs: list[Any]) -> Any:
         """On every rank, before the requests are dispatched: apply the messages among them."""
         cache = self._cache
+        self._scheduler = scheduler
         if cache is None or not recv_reqs:
             return original(scheduler, recv_reqs)
         requests = []
@@ -119,7 +174,49 @@ class PluginRuntime:
                 custom_params = getattr(sampling_params, "custom_params", None)
                 if custom_params:
                     self._guarded(cache.apply_request_hints, custom_params)
+                    self._guarded(cache.called, custom_params)
         return original(scheduler, requests)
+
+    def form_batch(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        """On every rank, when a batch of new requests is formed."""
+        if self._schedule is None:
+            return original(scheduler, *args, **kwargs)
+        result = self._schedule.form_batch(original, scheduler, *args, **kwargs)
+        self._formed_s = time.monotonic()
+        return result
+
+    def batch_done(self, result: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """After a batch: how long a prefill took is worth knowing. Returns None: no change."""
+        if (
+            self._foresight is not None
+            and batch.forward_mode.is_extend()
+            and batch.hicache_consumer_index < 0
+            and (tokens := batch.extend_num_tokens or 0) >= MIN_TIMED_PREFILL_TOKENS
+        ):
+            self._foresight.prefilled(tokens, time.monotonic() - self._formed_s)
+
+    def before_flush(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        """SGLang refuses to flush while copies are under way; ours are not worth that."""
+        if self._cache is not None and self._cache.kvflow_transfers.busy:
+            self._cache.kvflow_transfers.drain()
+
+    def after_idle(self, result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        """With copies under way SGLang's idle loop does not sleep; nap, so as not to spin."""
+        if self._cache is not None and self._cache.kvflow_transfers.busy:
+            time.sleep(NAP_S)
+
+    def sleep(self, original: Any, sleeper: Any) -> Any:
+        """With ``--sleep-on-idle``: wake up for messages, and when there is something to plan."""
+        if self._cache is None or self._pp_rank != 0 or not hasattr(sleeper, "poller"):
+            return original(sleeper)
+        if self._channel is not None and self._polled_fd is None:
+            self._polled_fd = self._channel.wake_fd
+            sleeper.poller.register(self._polled_fd, POLLIN)
+        if self._foresight is not None and self._foresight.pending:
+            if not self._cache.kvflow_changed:
+                sleeper.poller.poll(REPLAN_MS)
+            return None
+        return original(sleeper)
 
     @staticmethod
     def _guarded(apply: Any, value: object) -> None:

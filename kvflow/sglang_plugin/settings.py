@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from kvflow.errors import InvalidInputError
@@ -24,12 +26,24 @@ class PluginSettings:
         api_key: ``KVFLOW_API_KEY``, sent as bearer token.
         lease_s: ``KVFLOW_LEASE_S``; the service's own value if unset.
         engine_id: ``KVFLOW_ENGINE_ID``; host name if unset.
+        prefetch: ``KVFLOW_PREFETCH``, ``on`` or ``off``: bring KV nearer before it is asked for.
+        load: ``KVFLOW_LOAD``: ``load`` what a request finds in host memory, ``recompute`` it, or
+            (``auto``) whichever is measured to be faster.
+        admission_overcommit: ``KVFLOW_ADMISSION_OVERCOMMIT``; None (``off``) or the ratio of live
+            context to device pool above which whole workflows are held back.
+        prefetch_max_tokens: ``KVFLOW_PREFETCH_MAX_TOKENS``: device loads under way at most.
+        trace_dir: ``KVFLOW_TRACE_DIR``: where ``kvflow trace`` asks for traces; None for none.
     """
 
     service_url: str | None = DEFAULT_SERVICE_URL
     api_key: str | None = field(default=None, repr=False)
     lease_s: float | None = None
     engine_id: str = "engine"
+    prefetch: bool = True
+    load: Literal["auto", "load", "recompute"] = "auto"
+    admission_overcommit: float | None = None
+    prefetch_max_tokens: int = 8192
+    trace_dir: Path | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> PluginSettings:
@@ -51,12 +65,35 @@ class PluginSettings:
         return cls(
             service_url=service_url,
             api_key=env.get("KVFLOW_API_KEY") or None,
-            lease_s=_seconds(env.get("KVFLOW_LEASE_S")),
+            lease_s=_positive(env, "KVFLOW_LEASE_S", "number of seconds", "10"),
             engine_id=env.get("KVFLOW_ENGINE_ID") or socket.gethostname(),
+            prefetch=_choice(env, "KVFLOW_PREFETCH", ("on", "off")) == "on",
+            load=cast(
+                "Literal['auto', 'load', 'recompute']",
+                _choice(env, "KVFLOW_LOAD", ("auto", "load", "recompute")),
+            ),
+            admission_overcommit=None
+            if env.get("KVFLOW_ADMISSION_OVERCOMMIT", "").lower() in _OFF
+            else _positive(env, "KVFLOW_ADMISSION_OVERCOMMIT", "ratio", "1.5, or 'off'"),
+            prefetch_max_tokens=int(
+                _positive(env, "KVFLOW_PREFETCH_MAX_TOKENS", "number of tokens", "8192") or 8192
+            ),
+            trace_dir=Path(env["KVFLOW_TRACE_DIR"]) if env.get("KVFLOW_TRACE_DIR") else None,
         )
 
 
-def _seconds(text: str | None) -> float | None:
+def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    """One of ``choices``, the first where the variable is unset or empty."""
+    text = env.get(name, "").strip().lower() or choices[0]
+    if text not in choices:
+        raise InvalidInputError(
+            [name], f"{env[name]!r} is not known; use one of {', '.join(choices)}"
+        )
+    return text
+
+
+def _positive(env: Mapping[str, str], name: str, what: str, example: str) -> float | None:
+    text = env.get(name)
     if not text:
         return None
     try:
@@ -64,7 +101,5 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise InvalidInputError(
-            ["KVFLOW_LEASE_S"], f"{text!r} is not a positive number of seconds; give e.g. 10"
-        )
+        raise InvalidInputError([name], f"{text!r} is not a positive {what}; give e.g. {example}")
     return value

@@ -1,11 +1,10 @@
-"""SGLang's radix cache with KVFlow's eviction order: all that touches its private parts.
+"""SGLang's radix tree with KVFlow's eviction order.
 
-Three subclasses of SGLang's own classes, selected through its public registries:
+Two subclasses of SGLang's own classes, selected through its public registries:
 
 * ``KVFlowTreeCore``: the Python tree core, whose two sets of evictable leaves (device, host) keep
   an eviction index beside them, and whose nodes keep their owners over splits;
-* ``KVFlowFullComponent``: takes victims from those indexes instead of building a heap per call;
-* ``KVFlowRadixCache``: learns from finished requests which nodes belong to whom.
+* ``KVFlowFullComponent``: takes victims from those indexes instead of building a heap per call.
 
 What each needs of SGLang, per version, is in ``compat.py``. Everything here runs on the scheduler
 thread.
@@ -13,46 +12,35 @@ thread.
 
 from __future__ import annotations
 
-import logging
 import time
-from array import array
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
-from kvflow.eviction import (
-    AgentCall,
-    CallLearner,
-    EvictionIndex,
-    EvictionKey,
-    Owner,
-    OwnershipMap,
-    eviction_key,
-)
+from kvflow.eviction import EvictionIndex, EvictionKey, OwnershipMap, eviction_key
 from kvflow.graph import INFINITE_STEPS
-from kvflow.protocol import RequestMetadata
-from kvflow.sglang_plugin.control import ControlMessage, WorkflowKey
-from kvflow.sglang_plugin.metadata import parse_metadata
-from kvflow.sglang_plugin.metrics import AgentClass, EngineMetrics, NoMetrics, Tier
-from kvflow.sglang_plugin.weights import WorkflowWeights
+from kvflow.sglang_plugin.metrics import EngineMetrics, NoMetrics, Tier
 
 try:
     from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
 except ModuleNotFoundError:  # 0.5.17
     from sglang.srt.mem_cache.unified_cache.components.full_component import FullComponent
 
-__all__ = ["KVFlowFullComponent", "KVFlowRadixCache", "KVFlowTreeCore"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["KVFlowFullComponent", "KVFlowTreeCore", "NodeWatcher"]
 
 MIN_SPLIT_TOKENS = 64
 """A weighted victim longer than what is needed gives up its tail only, in pieces of at least this
 many tokens: smaller ones would cost more in nodes than they save in tokens."""
+
+
+class NodeWatcher(Protocol):
+    """Told of what happens to nodes. Called on the scheduler thread."""
+
+    def split(self, upper: Any, lower: Any) -> None: ...
+    def evicted(self, node: Any) -> None: ...
 
 
 class LeafSet(set[Any]):
@@ -79,6 +67,8 @@ class LeafSet(set[Any]):
 
 class KVFlowTreeCore(UnifiedTreeCore):
     """The Python tree core with ordered leaves and owned nodes."""
+
+    watcher: NodeWatcher | None = None
 
     def reset(self) -> None:
         super().reset()
@@ -109,12 +99,39 @@ class KVFlowTreeCore(UnifiedTreeCore):
         result = super()._split_node(key, child, split_len)
         upper = result[0]
         self.ownership.split(upper, child)
+        if self.watcher is not None:
+            self.watcher.split(upper, child)
         self.rerank((upper, child))
         return result
 
     def _unregister_node(self, node: Any) -> None:
         super()._unregister_node(node)
         self.ownership.forget(node)
+        if self.watcher is not None:
+            self.watcher.evicted(node)
+
+    def reclaimable_tokens(self, key: EvictionKey, wanted: int) -> int:
+        """Device tokens that can be evicted without touching what ranks at or above ``key``.
+
+        Stops at ``wanted``. A lower bound: a parent counts with its last child only. O(leaves) at
+        worst.
+        """
+        found = 0
+        for leaf in self.evictable_device_leaves.index.below(key):
+            node = leaf
+            while True:
+                found += len(node.key)
+                if found >= wanted:
+                    return wanted
+                node = node.parent
+                if (
+                    node is self.root_node
+                    or sum(not child.evicted for child in node.children.values()) > 1
+                    or node.component_data[BASE_COMPONENT_TYPE].lock_ref > 0
+                    or not self.rank(node) < key
+                ):
+                    break
+        return found
 
     def split_at(self, node: Any, length: int) -> tuple[Any, Any]:
         """Split without touching recency: ``(upper node, action to apply)``."""
@@ -130,6 +147,7 @@ class KVFlowFullComponent(FullComponent):
 
     metrics: EngineMetrics = NoMetrics()
     needed_tokens: int | None = None
+    device_candidate_key: EvictionKey | None = None
     host_candidate_key: EvictionKey | None = None
 
     def _evict_device_start(self, request_cnt: int) -> None:
@@ -147,7 +165,7 @@ class KVFlowFullComponent(FullComponent):
             leaves.index.discard(last)
             self._set_aside.append(last)
         evicted_tokens = tracker[self.component_type]
-        if evicted_tokens >= self._requested_tokens:
+        if evicted_tokens >= self._requested_tokens or not self._may_evict(leaves):
             self._last_victim = None
             return None
         wanted = self._requested_tokens if self.needed_tokens is None else self.needed_tokens
@@ -160,6 +178,13 @@ class KVFlowFullComponent(FullComponent):
         else:
             cache_actions.extend(actions)
         return int(victim.id)
+
+    def _may_evict(self, leaves: LeafSet) -> bool:
+        """Whether the next victim is worth less than what it would make room for."""
+        if self.device_candidate_key is None:
+            return True
+        lowest = leaves.index.lowest()
+        return lowest is None or self.tree_core.rank(lowest) < self.device_candidate_key
 
     def _evict_device_end(self) -> None:
         leaves = self.tree_core.evictable_device_leaves
@@ -201,202 +226,12 @@ class KVFlowFullComponent(FullComponent):
                 _, action = core.split_at(victim, keep)
                 if action is not None:
                     actions.append(action)
+        if tier == "device" and core.watcher is not None:
+            core.watcher.evicted(victim)
         self.metrics.evicted(tier, kind, len(victim.key))
         self.metrics.decided(tier, time.perf_counter() - start_s)
         return victim, actions
 
 
-class KVFlowRadixCache(UnifiedRadixCache):
-    """SGLang's unified radix cache, with eviction ordered by steps-to-execution."""
-
-    def __init__(self, params: Any) -> None:
-        self.kvflow_learner = CallLearner()
-        self.kvflow_weights = WorkflowWeights(self._owner_changed, self._owner_dropped)
-        self.kvflow_metrics: EngineMetrics = NoMetrics()
-        super().__init__(params)
-
-    def report_to(self, metrics: EngineMetrics) -> None:
-        """Send metrics there from now on."""
-        self.kvflow_metrics = metrics
-        self._full_component().metrics = metrics
-
-    def apply_control(self, message: ControlMessage) -> None:
-        """Apply a message from the service; same step, same order on all ranks."""
-        for key in self.kvflow_weights.apply(message):
-            self.kvflow_weights.drop_histories(self.kvflow_learner.forget_workflow(key))
-        self._report_state()
-
-    def apply_request_hints(self, custom_params: object) -> None:
-        """Take in-band steps of a request that has just arrived."""
-        metadata = parse_metadata(custom_params)
-        if metadata is not None and metadata.steps_to_execution is not None:
-            self.kvflow_weights.apply_in_band(metadata)
-            self._report_state()
-
-    def reset(self) -> None:
-        super().reset()
-        self.kvflow_weights.release_nodes()
-
-    def evict(self, params: Any) -> Any:
-        with self._needing(params):
-            return super().evict(params)
-
-    def evict_for_alloc(self, params: Any, **kwargs: Any) -> Any:
-        # The walk's own quota is all that is evictable (0.5.23, _evict_components); the
-        # shortfall is what a split may stop at.
-        with self._needing(params):
-            return super().evict_for_alloc(params, **kwargs)
-
-    @contextmanager
-    def _needing(self, params: Any) -> Iterator[None]:
-        component = self._full_component()
-        component.needed_tokens = params.num_tokens
-        try:
-            yield
-        finally:
-            component.needed_tokens = None
-
-    def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
-        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
-        if req.finished():
-            self._learn_guarded(req)
-
-    def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
-        """0.5.17's counterpart of ``checkpoint_into_tree`` for a finished request."""
-        super().cache_finished_req(req, is_insert=is_insert, **kwargs)
-        if is_insert:
-            self._learn_guarded(req)
-
-    def _execute_kv_backup(self, node_id: int, *args: Any, **kwargs: Any) -> Any:
-        component = self._full_component()
-        component.host_candidate_key = self.tree_core.rank(self.tree_core.node_by_id(node_id))
-        try:
-            return super()._execute_kv_backup(node_id, *args, **kwargs)
-        finally:
-            component.host_candidate_key = None
-
-    def _full_component(self) -> Any:
-        return self.components[ComponentType.FULL]
-
-    def _learn_guarded(self, req: Any) -> None:
-        """Learning is advisory: an error of ours is logged and never reaches the request."""
-        if self.disable:
-            return
-        try:
-            self._learn(req)
-        except Exception:
-            logger.exception("KVFlow: a finished request taught nothing; the engine goes on")
-
-    def _learn(self, req: Any) -> None:
-        metadata = parse_metadata(req.sampling_params.custom_params)
-        prompt_tokens = len(req.origin_input_ids)
-        hit_tokens = min(req.cached_tokens, prompt_tokens)
-        if metadata is None:
-            self.kvflow_metrics.served("none", prompt_tokens, hit_tokens)
-            return
-        workflow: WorkflowKey = (metadata.client_id, metadata.workflow_id)
-        namespace = (req.extra_key, getattr(req, "cache_salt", None))
-        prefix_owner = self.kvflow_weights.prefix_owner(
-            metadata.client_id, metadata.agent_id, namespace
-        )
-        known: AgentClass = (
-            "predicted"
-            if self.kvflow_weights.is_live(workflow) and prefix_owner.steps < INFINITE_STEPS
-            else "unpredicted"
-        )
-        self.kvflow_metrics.served(known, prompt_tokens, hit_tokens)
-        self._mark(req, metadata, workflow, namespace, prefix_owner)
-
-    def _mark(
-        self,
-        req: Any,
-        metadata: RequestMetadata,
-        workflow: WorkflowKey,
-        namespace: Hashable,
-        prefix_owner: Owner[Any],
-    ) -> None:
-        call = AgentCall(
-            agent=(metadata.client_id, metadata.agent_id, namespace),
-            workflow=workflow,
-            prompt=_tokens(req.origin_input_ids),
-            answer=_tokens(req.output_ids),
-            fixed_prefix_tokens=(
-                metadata.fixed_prefix_tokens
-                if metadata.fixed_prefix_tokens is not None
-                else self.kvflow_weights.fixed_prefix_tokens(workflow, metadata.agent_id)
-            ),
-            first_message_tokens=_first_message_tokens(req),
-        )
-        lesson = self.kvflow_learner.observe(call)
-        self.kvflow_weights.drop_histories(lesson.ended)
-        tokens = call.prompt + call.answer
-        path = self._path(req, tokens, len(tokens))
-        self.tree_core.ownership.mark_seen(path)
-        self._assign(prefix_owner, self._path(req, tokens, lesson.fixed_tokens))
-        history_owner = self.kvflow_weights.history_owner(
-            workflow, metadata.agent_id, lesson.conversation
-        )
-        self._assign(history_owner, path if lesson.keep_history else ())
-
-    def _path(self, req: Any, tokens: array[int], length: int) -> list[Any]:
-        """The nodes that hold the first ``length`` tokens, as far as they are in the tree.
-
-        Splits the last node where the path ends within it. Whole pages only.
-        """
-        key = RadixKey(tokens[:length], req.extra_key, **_salt(req))
-        key, _ = key.maybe_to_bigram_view(self.tree_core.is_eagle)
-        key = key.page_aligned(self.page_size)
-        nodes: list[Any] = []
-        node = self.tree_core.root_node
-        while len(key):
-            child = node.children.get(key.child_key(self.page_size))
-            if child is None:
-                break
-            shared = child.key.match(key, page_size=self.page_size)
-            if shared == 0:
-                break
-            if shared < len(child.key):
-                child, action = self.tree_core.split_at(child, shared)
-                if action is not None:
-                    self._apply_cache_actions([action])
-            nodes.append(child)
-            node, key = child, key[shared:]
-        return nodes
-
-    def _assign(self, owner: Owner[Any], path: Iterable[Any]) -> None:
-        self.tree_core.rerank(self.tree_core.ownership.assign(owner, path))
-
-    def _owner_changed(self, owner: Owner[Any]) -> None:
-        self.tree_core.rerank(owner.nodes)
-
-    def _owner_dropped(self, owner: Owner[Any]) -> None:
-        self._assign(owner, ())
-
-    def _report_state(self) -> None:
-        weights = self.kvflow_weights
-        self.kvflow_metrics.state(
-            weights.updates_applied, weights.lease_held, weights.live_workflows
-        )
-
-
 def _node_id(node: Any) -> int:
     return int(node.id)
-
-
-def _tokens(ids: Any) -> array[int]:
-    return ids if isinstance(ids, array) and ids.typecode == "q" else array("q", ids)
-
-
-def _first_message_tokens(req: Any) -> int | None:
-    """Where a chat template ended the first message: at its first end-of-turn token.
-
-    Those are among the model's end-of-sequence tokens, as an answer ends with one too.
-    """
-    prompt = req.origin_input_ids
-    ends = [prompt.index(token) + 1 for token in req.eos_token_ids or () if token in prompt]
-    return min(ends, default=None)
-
-
-def _salt(req: Any) -> dict[str, Any]:
-    salt = getattr(req, "cache_salt", None)
-    return {} if salt is None else {"cache_salt": salt}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal, Protocol
 
 from kvflow.eviction import Conversation, Owner
 from kvflow.graph import INFINITE_STEPS, StepsIndex
+from kvflow.prefetch import PredictionTrust
 from kvflow.protocol import RequestMetadata
 from kvflow.sglang_plugin.control import (
     ControlMessage,
@@ -18,11 +19,23 @@ from kvflow.sglang_plugin.control import (
     WorkflowKey,
 )
 
-__all__ = ["WorkflowWeights"]
+__all__ = ["NEAR_STEPS", "AgentKey", "StepsObserver", "WorkflowWeights"]
 
 MAX_AGENTS: Final = 65_536
+EVENTS_PER_STEP: Final = 2
+"""One agent's finish and the next one's start."""
+NEAR_STEPS: Final = 4
+"""Agents at most this far away are candidates for prefetching."""
 
 AgentKey = tuple[str, str]
+"""``(client_id, agent_id)``"""
+
+
+class StepsObserver(Protocol):
+    """Told of every new vector of steps, and of the end of each workflow."""
+
+    def steps_changed(self, key: WorkflowKey, steps: Mapping[str, float]) -> None: ...
+    def ended(self, key: WorkflowKey) -> None: ...
 
 
 @dataclass(slots=True)
@@ -53,19 +66,26 @@ class WorkflowWeights:
 
     def __init__(
         self,
-        on_change: Callable[[Owner[Hashable]], None],
-        on_drop: Callable[[Owner[Hashable]], None],
+        on_change: Callable[[Owner[Any]], None],
+        on_drop: Callable[[Owner[Any]], None],
     ) -> None:
         self._on_change = on_change
         self._on_drop = on_drop
         self._steps = StepsIndex()
+        self._told: dict[WorkflowKey, Mapping[str, float]] = {}
+        self._near: dict[AgentKey, dict[WorkflowKey, float]] = {}
+        self._near_of: dict[WorkflowKey, tuple[AgentKey, ...]] = {}
+        self._owners: dict[int, Owner[Any]] = {}
+        self._owners_made = 0
+        self.trust = PredictionTrust()
+        self.observer: StepsObserver | None = None
         self._service: dict[WorkflowKey, int] = {}
         self._not_in_snapshot: set[WorkflowKey] | None = None
         self._in_band: dict[WorkflowKey, _InBand] = {}
         self._fixed_tokens: dict[WorkflowKey, Mapping[str, int]] = {}
-        self._prefix_owners: OrderedDict[tuple[AgentKey, Hashable], Owner[Hashable]] = OrderedDict()
+        self._prefix_owners: OrderedDict[tuple[AgentKey, Hashable], Owner[Any]] = OrderedDict()
         self._by_agent: defaultdict[AgentKey, set[Hashable]] = defaultdict(set)
-        self._history_owners: dict[Conversation, tuple[Owner[Hashable], WorkflowKey, str]] = {}
+        self._history_owners: dict[Conversation, tuple[Owner[Any], WorkflowKey, str]] = {}
         self._by_workflow: defaultdict[WorkflowKey, set[Conversation]] = defaultdict(set)
         self.lease_held = False
         self.updates_applied = 0
@@ -87,6 +107,55 @@ class WorkflowWeights:
     def fixed_prefix_tokens(self, key: WorkflowKey, agent_id: str) -> int | None:
         """The fixed length declared with the workflow, if any."""
         return self._fixed_tokens.get(key, {}).get(agent_id)
+
+    @property
+    def near_agents(self) -> Mapping[AgentKey, Mapping[WorkflowKey, float]]:
+        """Agents 1 to ``NEAR_STEPS`` away in workflows that predict well, and how far in each."""
+        return self._near
+
+    def owner(self, number: int) -> Owner[Any] | None:
+        """The owner of that number, if there still is one."""
+        return self._owners.get(number)
+
+    def owners_of(self, agent: AgentKey, key: WorkflowKey) -> list[Owner[Any]]:
+        """What the agent's next call in this workflow will read: its prefixes and histories."""
+        owners = [
+            self._prefix_owners[agent, namespace] for namespace in self._by_agent.get(agent, ())
+        ]
+        for conversation in self._by_workflow.get(key, ()):
+            owner, _, agent_id = self._history_owners[conversation]
+            if agent_id == agent[1]:
+                owners.append(owner)
+        return owners
+
+    def histories(self, key: WorkflowKey) -> list[Owner[Any]]:
+        """The conversations of one workflow."""
+        return [self._history_owners[c][0] for c in self._by_workflow.get(key, ())]
+
+    def prefix_nodes(self) -> set[Any]:
+        """Nodes of the fixed prefixes that live workflows are going to read. O(such nodes)."""
+        return {
+            node
+            for owner in self._prefix_owners.values()
+            if owner.steps < INFINITE_STEPS
+            for node in owner.nodes
+        }
+
+    def running(self, key: WorkflowKey) -> list[str]:
+        """The agents that run in the workflow now."""
+        return [agent for agent, steps in self._told.get(key, {}).items() if steps == 0]
+
+    def live(self) -> Iterable[WorkflowKey]:
+        """All live workflows, oldest first."""
+        return self._told.keys()
+
+    def called(self, key: WorkflowKey, agent_id: str) -> None:
+        """A request of the agent has arrived."""
+        self._trust_changed(self.trust.called(key, agent_id))
+
+    def prefetched(self, key: WorkflowKey, *, used: bool) -> None:
+        """Something prefetched for the workflow was read, or was evicted unread."""
+        self._trust_changed(self.trust.prefetched(key, used))
 
     def apply(self, message: ControlMessage) -> list[WorkflowKey]:
         """Apply a message; returns the workflows that ended by it.
@@ -127,12 +196,12 @@ class WorkflowWeights:
         self.updates_applied += 1
         self._update(key, {agent: INFINITE_STEPS if n is None else n for agent, n in steps.items()})
 
-    def prefix_owner(self, client_id: str, agent_id: str, namespace: Hashable) -> Owner[Hashable]:
+    def prefix_owner(self, client_id: str, agent_id: str, namespace: Hashable) -> Owner[Any]:
         """The owner of an agent's fixed prefix within one cache namespace."""
         agent = (client_id, agent_id)
         owner = self._prefix_owners.get((agent, namespace))
         if owner is None:
-            owner = Owner("prefix", self._steps.agent_steps(client_id, agent_id))
+            owner = self._new_owner("prefix", self._steps.agent_steps(client_id, agent_id))
             self._prefix_owners[agent, namespace] = owner
             self._by_agent[agent].add(namespace)
             if len(self._prefix_owners) > MAX_AGENTS:
@@ -140,17 +209,18 @@ class WorkflowWeights:
                 self._by_agent[old_agent].discard(old_namespace)
                 if not self._by_agent[old_agent]:
                     del self._by_agent[old_agent]
-                self._on_drop(old)
+                self._drop(old)
         self._prefix_owners.move_to_end((agent, namespace))
         return owner
 
     def history_owner(
         self, key: WorkflowKey, agent_id: str, conversation: Conversation
-    ) -> Owner[Hashable]:
+    ) -> Owner[Any]:
         """The owner of one conversation of an agent within a workflow."""
         entry = self._history_owners.get(conversation)
         if entry is None:
-            entry = (Owner("history", self._steps.workflow_steps(*key, agent_id)), key, agent_id)
+            steps = self._steps.workflow_steps(*key, agent_id)
+            entry = (self._new_owner("history", steps), key, agent_id)
             self._history_owners[conversation] = entry
             self._by_workflow[key].add(conversation)
         return entry[0]
@@ -165,7 +235,7 @@ class WorkflowWeights:
             self._by_workflow[key].discard(conversation)
             if not self._by_workflow[key]:
                 del self._by_workflow[key]
-            self._on_drop(owner)
+            self._drop(owner)
 
     def release_nodes(self) -> None:
         """The tree was emptied: no owner has nodes any more."""
@@ -182,6 +252,10 @@ class WorkflowWeights:
         for workflow in message.workflows:
             self.updates_applied += 1
             self._in_band.pop(workflow.key, None)
+            known = self._service.get(workflow.key)
+            if known is not None and workflow.version - known > EVENTS_PER_STEP:
+                # More than a step in one message: what was predicted in between was not seen.
+                self.trust.forget(workflow.key)
             self._service[workflow.key] = workflow.version
             self._fixed_tokens[workflow.key] = workflow.fixed_prefix_tokens
             if self._not_in_snapshot is not None:
@@ -200,12 +274,58 @@ class WorkflowWeights:
             self.drop_histories(tuple(self._by_workflow.get(key, ())))
         return keys
 
+    def _new_owner(self, kind: Literal["prefix", "history"], steps: float) -> Owner[Any]:
+        self._owners_made += 1
+        owner: Owner[Any] = Owner(kind, steps, self._owners_made)
+        self._owners[owner.number] = owner
+        return owner
+
+    def _drop(self, owner: Owner[Any]) -> None:
+        self._owners.pop(owner.number, None)
+        self._on_drop(owner)
+
     def _withdraw(self, key: WorkflowKey) -> None:
         self._fixed_tokens.pop(key, None)
+        self._told.pop(key, None)
+        self.trust.forget(key)
+        self._set_near(key, {})
         self._after_change(key, self._steps.remove(*key))
+        if self.observer is not None:
+            self.observer.ended(key)
 
     def _update(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
-        self._after_change(key, self._steps.update(*key, steps))
+        self._told[key] = steps
+        changed = self.trust.update(key, steps)
+        self._believe(key)
+        self._trust_changed([other for other in changed if other != key])
+        if self.observer is not None:
+            self.observer.steps_changed(key, steps)
+
+    def _trust_changed(self, keys: Iterable[WorkflowKey]) -> None:
+        for key in keys:
+            if key in self._told:
+                self._believe(key)
+
+    def _believe(self, key: WorkflowKey) -> None:
+        """Let the workflow's steps govern what they are trusted to govern."""
+        steps, trust = self._told[key], self.trust.trust(key)
+        if trust == "none":
+            self._after_change(key, self._steps.remove(*key))
+        else:
+            self._after_change(key, self._steps.update(*key, steps))
+        self._set_near(key, steps if trust == "full" else {})
+
+    def _set_near(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
+        for agent in self._near_of.pop(key, ()):
+            workflows = self._near[agent]
+            del workflows[key]
+            if not workflows:
+                del self._near[agent]
+        near = [(agent_id, n) for agent_id, n in steps.items() if 1 <= n <= NEAR_STEPS]
+        for agent_id, n in near:
+            self._near.setdefault((key[0], agent_id), {})[key] = n
+        if near:
+            self._near_of[key] = tuple((key[0], agent_id) for agent_id, _ in near)
 
     def _after_change(self, key: WorkflowKey, changed: Mapping[str, float]) -> None:
         client_id = key[0]
@@ -217,7 +337,7 @@ class WorkflowWeights:
             owner, _, agent_id = self._history_owners[conversation]
             self._set_steps(owner, self._steps.workflow_steps(*key, agent_id))
 
-    def _set_steps(self, owner: Owner[Hashable], steps: float) -> None:
+    def _set_steps(self, owner: Owner[Any], steps: float) -> None:
         if owner.steps != steps:
             owner.steps = steps
             self._on_change(owner)

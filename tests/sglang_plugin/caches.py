@@ -49,10 +49,10 @@ with warnings.catch_warnings():
     from sglang.srt.mem_cache.unified_cache.tree_core_registry import register_tree_core_backend
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
+    from kvflow.sglang_plugin.cache import KVFlowRadixCache
     from kvflow.sglang_plugin.tree import (
         MIN_SPLIT_TOKENS,
         KVFlowFullComponent,
-        KVFlowRadixCache,
         KVFlowTreeCore,
     )
 

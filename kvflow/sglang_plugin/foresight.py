@@ -1,0 +1,286 @@
+"""The first rank's part of prefetching: it measures, estimates and plans.
+
+What is planned becomes messages that all ranks receive with the same step's requests. Only here,
+on the first rank, are clocks read; so ranks can't disagree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from kvflow.eviction import Owner, eviction_key
+from kvflow.prefetch import (
+    Candidate,
+    Place,
+    PlannerLimits,
+    PlannerView,
+    RateEstimator,
+    StepTimer,
+    Stretch,
+    TransitionCounts,
+    plan_prefetch,
+)
+from kvflow.sglang_plugin.control import (
+    CancelFetch,
+    ControlMessage,
+    FetchAhead,
+    LoadAhead,
+    Rates,
+    WorkflowKey,
+)
+from kvflow.sglang_plugin.weights import NEAR_STEPS
+
+if TYPE_CHECKING:
+    from kvflow.sglang_plugin.cache import KVFlowRadixCache
+
+__all__ = ["Foresight"]
+
+REPLAN_S: Final = 0.02
+"""Plans are made anew when something changed, and this often while agents are near."""
+
+CHUNK_S: Final = 0.05
+"""A load is cut to what the link carries in this time: a request's own load waits no longer."""
+
+MIN_CHUNK_TOKENS: Final = 256
+MAX_CANDIDATES: Final = 64
+_WORKFLOWS_PER_AGENT: Final = 8
+_WAITING_PEEKED: Final = 8
+
+
+class Foresight:
+    """Plans the copies to make ahead, for the ranks of one engine.
+
+    Args:
+        cache: the first rank's.
+        max_loading_tokens: device loads under way at most.
+    """
+
+    def __init__(self, cache: KVFlowRadixCache, max_loading_tokens: int) -> None:
+        self._cache = cache
+        self._max_loading_tokens = max_loading_tokens
+        self._timer = StepTimer()
+        self._transitions = TransitionCounts()
+        self._running: dict[WorkflowKey, frozenset[str]] = {}
+        self._load = RateEstimator()
+        self._fetch = RateEstimator()
+        self._prefill = RateEstimator()
+        self._fetch_started_s: dict[int, float] = {}
+        self._unfinished: dict[int, int] = {}
+        self._next_s = 0.0
+        cache.kvflow_weights.observer = self
+        cache.kvflow_transfers.observer = self
+        for tokens, seconds in cache.kvflow_calibration:
+            self._load.observe(tokens, seconds)
+
+    @property
+    def rates(self) -> Rates:
+        """What has been measured so far."""
+        return Rates(self._load.link(), self._fetch.link(), self._prefill.link())
+
+    @property
+    def pending(self) -> bool:
+        """Whether there may be something to plan soon."""
+        return bool(self._cache.kvflow_weights.near_agents)
+
+    def steps_changed(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
+        """A workflow went on: learn how long steps take and what follows what."""
+        now_s = time.monotonic()
+        self._timer.update(key, steps, now_s)
+        running = frozenset(agent for agent, n in steps.items() if n == 0)
+        for agent_id in sorted(running - self._running.get(key, frozenset())):
+            self._transitions.ran(key, agent_id)
+        self._running[key] = running
+
+    def ended(self, key: WorkflowKey) -> None:
+        """A workflow ended."""
+        self._timer.forget(key)
+        self._transitions.forget(key)
+        self._running.pop(key, None)
+
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """A load arrived."""
+        self._load.observe(tokens, seconds)
+
+    def fetched(self, owner: int, tokens: int) -> None:
+        """A fetch ended with so many tokens in host memory."""
+        started_s = self._fetch_started_s.pop(owner, None)
+        if started_s is not None:
+            self._fetch.observe(tokens, time.monotonic() - started_s)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A batch without loads computed so many tokens."""
+        self._prefill.observe(tokens, seconds)
+
+    def messages(self, waiting: Sequence[Any], *, arriving: bool) -> list[ControlMessage]:
+        """What to copy now.
+
+        Args:
+            waiting: the scheduler's waiting queue.
+            arriving: requests come with this step; nothing is loaded ahead of what they need.
+        """
+        now_s = time.monotonic()
+        cache = self._cache
+        if not (cache.kvflow_changed or (self.pending and now_s >= self._next_s)):
+            return []
+        cache.kvflow_changed = False
+        self._next_s = now_s + REPLAN_S
+        messages: list[ControlMessage] = list(self._useless_fetches())
+        self._count_given_up()
+        candidates, causes = self._candidates(now_s)
+        if not candidates:
+            return messages
+        transfers = cache.kvflow_transfers
+        rates = self.rates
+        view = PlannerView(
+            load_link=rates.load,
+            fetch_link=rates.fetch,
+            loading_tokens=transfers.loading_tokens,
+            fetching_tokens=transfers.fetching_tokens,
+            request_load_waiting=arriving or self._request_load_waiting(waiting),
+            load_slot_free=transfers.slot_free(),
+        )
+        plan = plan_prefetch(candidates, view, self._limits(), self._room)
+        for load in plan.loads:
+            messages.append(LoadAhead(load.key, load.end_tokens, causes[load.key]))
+            left = (
+                sum(
+                    part.tokens
+                    for candidate in candidates
+                    if candidate.key == load.key
+                    for part in candidate.stretches
+                    if part.place == "host"
+                )
+                - load.tokens
+            )
+            self._unfinished[load.key] = max(0, left)
+        planned: list[tuple[Any, Any]] = []
+        for fetch in plan.fetches:
+            path = cache.kvflow_paths[fetch.key]
+            head = (path.tokens[: fetch.start_tokens + cache.page_size].tobytes(), path[1:])
+            if head in planned:
+                continue  # another owner's fetch brings the same beginning
+            planned.append(head)
+            self._fetch_started_s[fetch.key] = now_s
+            messages.append(FetchAhead(fetch.key, fetch.end_tokens, causes[fetch.key]))
+        return messages
+
+    def _limits(self) -> PlannerLimits:
+        link = self._load.link()
+        page = self._cache.page_size
+        chunk = MIN_CHUNK_TOKENS if link is None else link.tokens_within(CHUNK_S)
+        chunk = min(max(chunk, MIN_CHUNK_TOKENS, page), max(self._max_loading_tokens, page))
+        return PlannerLimits(
+            page_tokens=page,
+            max_in_flight_tokens=self._max_loading_tokens,
+            chunk_tokens=chunk // page * page,
+            fetch_horizon_steps=NEAR_STEPS,
+        )
+
+    def _candidates(self, now_s: float) -> tuple[list[Candidate[int]], dict[int, WorkflowKey]]:
+        weights = self._cache.kvflow_weights
+        candidates: dict[int, Candidate[int]] = {}
+        causes: dict[int, WorkflowKey] = {}
+        for agent, workflows in weights.near_agents.items():
+            for key in sorted(workflows, key=workflows.__getitem__)[:_WORKFLOWS_PER_AGENT]:
+                due_in_s = self._due_in_s(key, workflows[key], now_s)
+                probability = self._transitions.probability(
+                    key[0], sorted(self._running.get(key, ())), agent[1]
+                )
+                for owner in weights.owners_of(agent, key):
+                    known = candidates.get(owner.number)
+                    if known is not None and (known.steps, known.due_in_s or 0.0) <= (
+                        workflows[key],
+                        due_in_s or 0.0,
+                    ):
+                        continue
+                    stretches = known.stretches if known else tuple(self._stretches(owner))
+                    if any(part.place in ("host", "storage") for part in stretches):
+                        causes[owner.number] = key
+                        candidates[owner.number] = Candidate(
+                            owner.number, workflows[key], stretches, due_in_s, probability
+                        )
+            if len(candidates) >= MAX_CANDIDATES:
+                break
+        return list(candidates.values()), causes
+
+    def _due_in_s(self, key: WorkflowKey, steps: float, now_s: float) -> float | None:
+        """None also between two steps: nothing tells how long the pause will be."""
+        if not self._running.get(key):
+            return None
+        return self._timer.due_in_s(key, steps, now_s)
+
+    def _stretches(self, owner: Owner[Any]) -> Iterator[Stretch]:
+        cache = self._cache
+        transfers = cache.kvflow_transfers
+        length = 0
+        for node in cache.chain(owner):
+            length += len(node.key)
+            yield Stretch(len(node.key), self._place(node))
+        path = cache.kvflow_paths.get(owner.number)
+        if path is None or len(path.tokens) <= length:
+            return
+        missing = len(path.tokens) - length
+        if owner.number in transfers.fetches:
+            yield Stretch(missing, "fetching")
+        elif transfers.not_in_storage.get(owner.number) != len(path.tokens) and (
+            missing <= self._host_room(owner)
+        ):
+            yield Stretch(missing, "storage")
+
+    def _place(self, node: Any) -> Place:
+        if self._cache.kvflow_transfers.is_loading(node):
+            return "loading"
+        if not node.evicted:
+            return "device"
+        return "host" if node.backuped else "nowhere"
+
+    def _room(self, candidate: Candidate[int]) -> int:
+        """Device tokens that are free or hold what is needed later than this."""
+        cache = self._cache
+        owner = cache.kvflow_weights.owner(candidate.key)
+        chain = cache.chain(owner) if owner is not None else []
+        if not chain:
+            return 0
+        wanted = min(sum(part.tokens for part in candidate.stretches), self._max_loading_tokens)
+        free = int(cache.token_to_kv_pool_allocator.available_size())
+        if free >= wanted:
+            return free
+        key = cache.tree_core.rank(chain[-1])
+        return free + int(cache.tree_core.reclaimable_tokens(key, wanted - free))
+
+    def _host_room(self, owner: Owner[Any]) -> int:
+        cache = self._cache
+        free = int(cache.cache_controller.mem_pool_host.available_size())
+        below = cache.tree_core.evictable_host_leaves.index.below(
+            eviction_key(owner.kind, owner.steps, 0, 0.0)
+        )
+        return free + sum(len(node.key) for node in below)
+
+    def _request_load_waiting(self, waiting: Sequence[Any]) -> bool:
+        cache = self._cache
+        for req in waiting[:_WAITING_PEEKED]:
+            for node, _ in cache.peek_request(req):
+                if node.evicted and node.backuped:
+                    return True
+        return False
+
+    def _useless_fetches(self) -> Iterator[CancelFetch]:
+        for number in self._cache.kvflow_transfers.fetches:
+            if self._steps(number) > NEAR_STEPS:
+                self._fetch_started_s.pop(number, None)
+                yield CancelFetch(number)
+
+    def _count_given_up(self) -> None:
+        """Loads that were begun and will not be finished, as their branch was not taken."""
+        for number, left in list(self._unfinished.items()):
+            steps = self._steps(number)
+            if steps > NEAR_STEPS and left:
+                self._cache.kvflow_metrics.prefetch_outcome("cancelled", left)
+            if steps > NEAR_STEPS or steps == 0 or not left:
+                del self._unfinished[number]
+
+    def _steps(self, number: int) -> float:
+        owner = self._cache.kvflow_weights.owner(number)
+        return float("inf") if owner is None else owner.steps

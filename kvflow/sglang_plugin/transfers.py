@@ -1,0 +1,332 @@
+"""Copies that are made before the request that needs them: host to device, storage to host.
+
+Runs on every rank's scheduler thread and does what the first rank has planned. All copies go
+through SGLang's own cache controller, which copies layer by layer.
+
+A load that no request is behind leaves a hazard: SGLang marks its nodes as resident on the device
+when the copy is *submitted* (0.5.17-0.5.23, ``UnifiedTreeCore.commit_load_back``), and only the
+batch that a load was queued with waits for it. So which nodes are still on their way is kept here,
+and ``schedule.py`` makes a batch that reads one of them wait for the copy.
+
+Loads are FIFO on one stream. So a batch has to wait for one load only, the last one it depends on;
+and a load of its own, which is queued later, covers those before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from kvflow.eviction import Owner
+from kvflow.prefetch import PrefetchUsage
+from kvflow.sglang_plugin.compat import request_handle, storage_prefetch_supported
+from kvflow.sglang_plugin.control import WorkflowKey
+
+if TYPE_CHECKING:
+    from kvflow.sglang_plugin.cache import KVFlowRadixCache
+
+__all__ = [
+    "Cause",
+    "FetchUnderWay",
+    "LoadUnderWay",
+    "TokenPath",
+    "TransferObserver",
+    "TransfersAhead",
+]
+
+logger = logging.getLogger(__name__)
+
+Cause = tuple[WorkflowKey, int]
+"""The workflow a copy was made for, and the number of the owner whose path it is."""
+
+SLOTS_LEFT_TO_REQUESTS: Final = 2
+"""SGLang has three producer slots (``LayerDoneCounter.num_counters``). With overlap scheduling the
+batch in flight and the next one may each hold one."""
+
+_CALIBRATION_TOKENS: Final = (64, 256, 64, 256)
+_FLUSH_TIMEOUT_S: Final = 5.0
+
+
+class TokenPath(NamedTuple):
+    """Token ids with the cache namespace they are in."""
+
+    tokens: array[int]
+    extra_key: Any
+    salt: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadUnderWay:
+    """A load to the device that has been submitted and has not arrived.
+
+    Attributes:
+        anchor: id of the last node of the path; SGLang's key for the load.
+        producer: index of the layer-wise events that a batch can wait for.
+        nodes: the nodes on their way; grows when one is split.
+    """
+
+    anchor: int
+    producer: int
+    tokens: int
+    nodes: set[Any]
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchUnderWay:
+    """A fetch of a path from the storage tier; its first ``start`` tokens were there."""
+
+    handle: Any
+    path: TokenPath
+    start: int
+    cause: Cause
+
+    @property
+    def missing_tokens(self) -> int:
+        return len(self.path.tokens) - self.start
+
+
+class TransferObserver(Protocol):
+    """Told how long copies took; only the first rank listens."""
+
+    def loaded(self, tokens: int, seconds: float) -> None: ...
+    def fetched(self, owner: int, tokens: int) -> None: ...
+
+
+class TransfersAhead:
+    """Prefetches under way in one rank, and what became of those that arrived."""
+
+    def __init__(self, cache: KVFlowRadixCache) -> None:
+        self._cache = cache
+        self.loads: list[LoadUnderWay] = []
+        self.fetches: dict[int, FetchUnderWay] = {}
+        self.usage: PrefetchUsage[Any, Cause] = PrefetchUsage()
+        self.not_in_storage: dict[int, int] = {}
+        """Owner number: length of its path when the storage tier last had less than that."""
+        self.observer: TransferObserver | None = None
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self.loads or self.fetches)
+
+    @property
+    def loading_tokens(self) -> int:
+        return sum(load.tokens for load in self.loads)
+
+    @property
+    def fetching_tokens(self) -> int:
+        return sum(fetch.missing_tokens for fetch in self.fetches.values())
+
+    def slot_free(self) -> bool:
+        """Whether a load can start that leaves requests the slots they may need."""
+        controller = self._cache.cache_controller
+        if controller is None or controller.load_queue:
+            return False
+        free = controller.layer_done_counter.num_counters - len(controller.ack_load_queue)
+        return bool(free > SLOTS_LEFT_TO_REQUESTS)
+
+    def load(self, owner: Owner[Any], end_tokens: int, cause: WorkflowKey) -> bool:
+        """Start loading what is missing on the device of the first ``end_tokens`` of the path.
+
+        Refused, with nothing changed but nodes worth less evicted, where there is no free slot, a
+        gap in the path, or no room that costs less than what is brought.
+        """
+        cache = self._cache
+        if not self.slot_free():
+            return False
+        target = self._host_node_at(cache.chain(owner), end_tokens)
+        if target is None:
+            return False
+        missing = []
+        node = target
+        while node is not cache.tree_core.root_node and node.evicted:
+            missing.append(node)
+            node = node.parent
+        with cache.evicting_for(target):
+            loaded = cache.load_back(target.id, req=None)
+        if not loaded:
+            return False
+        producer = cache.start_submitted_loads()
+        tokens = sum(len(node.key) for node in missing)
+        self.loads.append(
+            LoadUnderWay(target.id, producer, tokens, set(missing), (cause, owner.number))
+        )
+        for node in missing:
+            self.usage.loaded(node, len(node.key), (cause, owner.number))
+        cache.kvflow_metrics.prefetched("load", tokens, tokens * self.kv_bytes_per_token)
+        return True
+
+    def fetch(self, owner: Owner[Any], end_tokens: int, cause: WorkflowKey) -> bool:
+        """Start bringing the first ``end_tokens`` of the path from the storage tier to host."""
+        cache = self._cache
+        path = cache.kvflow_paths.get(owner.number)
+        if path is None or owner.number in self.fetches or not self.can_fetch:
+            return False
+        length = len(path.tokens)
+        path = path._replace(tokens=path.tokens[:end_tokens])
+        anchor, start = cache.deepest_match(*path)
+        if not (cache.is_backuped(anchor) or cache.is_root(anchor)):
+            return False
+        self._count += 1
+        handle = request_handle(f"kvflow-{owner.number}-{self._count}")
+        cache.prefetch_own(handle, anchor, path, start)
+        if handle not in cache.ongoing_prefetch:
+            self.not_in_storage[owner.number] = length
+            return False
+        self.fetches[owner.number] = FetchUnderWay(handle, path, start, (cause, owner.number))
+        return True
+
+    def cancel_fetch(self, number: int) -> None:
+        """Stop a fetch; what has arrived of it is let go with it."""
+        fetch = self.fetches.pop(number, None)
+        if fetch is not None:
+            self._cache.release_aborted_request(fetch.handle)
+            self._cache.kvflow_metrics.prefetch_outcome("cancelled", fetch.missing_tokens)
+
+    def take_landed(self) -> bool:
+        """Drop what has arrived from the books; whether there was anything. Called each step."""
+        cache = self._cache
+        landed = [load for load in self.loads if load.anchor not in cache.ongoing_load_back]
+        if landed:
+            self.loads = [load for load in self.loads if load not in landed]
+        done = [
+            number
+            for number, fetch in self.fetches.items()
+            if fetch.handle not in cache.ongoing_prefetch
+        ]
+        for number in done:
+            fetch = self.fetches.pop(number)
+            arrived = cache.prefetch_loaded_tokens_by_reqid.get(fetch.handle, 0)
+            cache.release_aborted_request(fetch.handle)
+            path = cache.kvflow_paths.get(number)
+            if path is not None and arrived < fetch.missing_tokens:
+                self.not_in_storage[number] = len(path.tokens)
+            cache.find_path_again(number)
+            if self.observer is not None:
+                self.observer.fetched(number, arrived)
+            cache.kvflow_metrics.prefetched("fetch", arrived, arrived * self.kv_bytes_per_token)
+        return bool(landed or done)
+
+    def load_of(self, nodes: Iterable[Any]) -> LoadUnderWay | None:
+        """The last load that any of these nodes is part of; once it is there, all are."""
+        wanted = set(nodes)
+        for load in reversed(self.loads):
+            if not wanted.isdisjoint(load.nodes):
+                return load
+        return None
+
+    def is_loading(self, node: Any) -> bool:
+        return any(node in load.nodes for load in self.loads)
+
+    def fetch_covering(self, prompt: TokenPath) -> FetchUnderWay | None:
+        """A fetch under way that brings what this prompt begins with."""
+        for fetch in self.fetches.values():
+            length = min(len(prompt.tokens), len(fetch.path.tokens))
+            if (
+                fetch.path[1:] == prompt[1:]
+                and length > fetch.start
+                and prompt.tokens[:length] == fetch.path.tokens[:length]
+            ):
+                return fetch
+        return None
+
+    def split(self, upper: Any, lower: Any) -> None:
+        """``lower`` was split, ``upper`` is the new node above it."""
+        for load in self.loads:
+            if lower in load.nodes:
+                load.nodes.add(upper)
+        self.usage.split(upper, lower, len(upper.key))
+
+    def evicted(self, node: Any) -> None:
+        """The node leaves the device, or the tree."""
+        if not len(self.usage):
+            return
+        for cause, tokens in self.usage.evicted(node):
+            self._cache.prefetch_wasted(cause, tokens)
+
+    def clear(self) -> None:
+        """The tree was emptied."""
+        self.loads.clear()
+        self.fetches.clear()
+        self.usage.clear()
+        self.not_in_storage.clear()
+
+    def drain(self) -> None:
+        """Wait until nothing is under way, as for a flush. Fetches are cancelled."""
+        for number in list(self.fetches):
+            self.cancel_fetch(number)
+        deadline_s = time.monotonic() + _FLUSH_TIMEOUT_S
+        while self.loads and time.monotonic() < deadline_s:
+            for ack in self._cache.cache_controller.ack_load_queue:
+                ack.finish_event.synchronize()
+            self._cache.check_hicache_events()
+
+    @property
+    def can_fetch(self) -> bool:
+        """Whether there is a storage tier that can be fetched from ahead."""
+        cache = self._cache
+        return (
+            cache.enable_storage
+            and storage_prefetch_supported()
+            and getattr(cache, "buffer_pipeline", None) is None
+        )
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return int(self._cache.cache_controller.mem_pool_host.size_per_token)
+
+    def calibrate(self) -> list[tuple[int, float]]:
+        """Time some loads from host to device: ``(tokens, seconds)`` each.
+
+        What is copied is copied into slots that belong to nobody, and given back. Called before
+        the first request, by each rank.
+        """
+        controller = self._cache.cache_controller
+        samples: list[tuple[int, float]] = []
+        page = self._cache.page_size
+        for wanted in _CALIBRATION_TOKENS:
+            tokens = -(-wanted // page) * page
+            host = controller.mem_pool_host.alloc(tokens)
+            if host is None:
+                break
+            device = controller.load(host, node_id=-1)
+            if device is not None:
+                start_s = time.perf_counter()
+                controller.start_loading()
+                controller.ack_load_queue.pop().finish_event.synchronize()
+                samples.append((tokens, time.perf_counter() - start_s))
+                self._cache.token_to_kv_pool_allocator.free(device)
+            controller.mem_pool_host.free(host)
+            if device is None:
+                break
+        return samples
+
+    def _host_node_at(self, chain: Sequence[Any], end_tokens: int) -> Any | None:
+        """The node that ends at ``end_tokens``, split off if need be; None if nothing is to load.
+
+        Everything up to it is on the device or in host memory.
+        """
+        cache = self._cache
+        depth = 0
+        for node in chain:
+            if node.evicted and not node.backuped:
+                return None
+            length = len(node.key)
+            if depth + length >= end_tokens:
+                if not node.evicted:
+                    return None
+                keep = (end_tokens - depth) // cache.page_size * cache.page_size
+                if 0 < keep < length:
+                    upper, action = cache.tree_core.split_at(node, keep)
+                    if action is not None:
+                        cache._apply_cache_actions([action])
+                    return upper
+                return node
+            depth += length
+        return chain[-1] if chain and chain[-1].evicted else None
