@@ -133,6 +133,135 @@ def graph_steps(result: Result) -> str:
     return _table(["50 agents", "edges", "median"], rows) + _machine(result)
 
 
+def prefetch_link(result: Result) -> str:
+    """Loads ahead of need, by speed of the link."""
+    limit = result["limit"]["summary"]
+    rows = [["limit: all on the device", *_times(limit), "", "1.00", "", "", "", ""]]
+    rows += [
+        [
+            f"{arm['speed']}, {arm['kind']}",
+            *_times(arm["summary"]),
+            *(f"{arm['ratios'][f'ttft_p50_over_{name}']:.2f}" for name in ("stock", "limit")),
+            *_counts(arm["prefetch"], "loaded", "used", "wasted", "late"),
+        ]
+        for arm in result["arms"]
+    ]
+    head = [
+        *("link, cache", "hit rate", "from device", "TTFT p50", "TTFT p95"),
+        *("p50 over stock", "p50 over limit", "loaded ahead", "used", "wasted", "late"),
+    ]
+    settings = result["settings"]
+    return (
+        _table(head, rows)
+        + f"\n{settings['agents']} agents in a cycle, prefixes of {settings['prefix_tokens']} "
+        f"tokens, device pool of {settings['device_tokens']:,}, host pool "
+        f"{settings['hicache_ratio']:g} times that. {_outputs(result)}\n" + _machine(result)
+    )
+
+
+def prefetch_storage(result: Result) -> str:
+    """Fetches ahead of need from a storage tier."""
+    rows = []
+    for arm in result["arms"]:
+        summary = arm["summary"]
+        tiers = (summary[f"{tier}_tokens"] for tier in ("device", "host", "storage"))
+        rows.append(
+            [
+                arm["kind"],
+                *_times(summary),
+                *(f"{tokens / summary['prompt_tokens']:.0%}" for tokens in tiers),
+                *_counts(arm["prefetch"], "fetched", "loaded", "wasted"),
+            ]
+        )
+    head = [
+        *("cache", "hit rate", "from device", "TTFT p50", "TTFT p95", "device", "host", "storage"),
+        *("fetched ahead", "loaded ahead", "wasted"),
+    ]
+    settings = result["settings"]
+    return (
+        _table(head, rows)
+        + f"\n{settings['agents']} agents in a cycle, prefixes of {settings['prefix_words']} "
+        f"tokens, device pool of {settings['device_tokens']:,}. {_outputs(result)}\n"
+        + _machine(result)
+    )
+
+
+def prefetch_wrong_graph(result: Result) -> str:
+    """Throughput with hints that are wrong, over stock SGLang's."""
+    rows = []
+    for run in result["comparisons"]:
+        ratio, figures = run["ratio"], run["prefetch"] or {}
+        right, wrong = (figures.get(f"predictions_{name}", 0) for name in ("hit", "miss"))
+        rows.append(
+            [
+                f"{run['setting']}, {run['case']}",
+                *(
+                    f"{run['summaries'][name]['calls'] / _wall_s(run, name):.2f} /s"
+                    for name in ("stock", "kvflow")
+                ),
+                f"{ratio['median']:.3f}",
+                f"{ratio['least']:.3f} to {ratio['most']:.3f}",
+                f"{right:.0f} of {right + wrong:.0f}",
+                *_counts(run["prefetch"], "loaded"),
+            ]
+        )
+    head = [
+        *("tiers, claims", "stock", "KVFlow", "ratio (median)", "range"),
+        *("predictions right", "loaded ahead"),
+    ]
+    return (
+        _table(head, rows)
+        + f"\n{result['settings']['pairs']} pairs of rounds each. {_outputs(result)}\n"
+        + _machine(result)
+    )
+
+
+def prefetch_admission(result: Result) -> str:
+    """Many workflows at once, some of them held back."""
+    rows = []
+    for arm in result["arms"]:
+        done = arm["completion"]
+        times = ("total", "workflow_p50", "workflow_p95", "longest_wait")
+        rows.append(
+            [
+                f"{arm['setting']}, {arm['kind']}",
+                f"{arm['summary']['hit_rate']:.1%}",
+                f"{done['calls_per_s']:.2f} /s",
+                *(f"{done[f'{name}_s']:.1f} s" for name in times),
+            ]
+        )
+    head = [
+        *("tiers, cache", "hit rate", "calls", "total", "workflow p50", "workflow p95"),
+        "longest wait",
+    ]
+    settings = result["settings"]
+    return (
+        _table(head, rows)
+        + f"\n{settings['workflows']} workflows at once, {settings['steps']} calls each, device "
+        f"pool of {settings['device_tokens']:,} tokens. {_outputs(result)}\n" + _machine(result)
+    )
+
+
+def _times(summary: Result) -> list[str]:
+    return [
+        *(f"{summary[share]:.1%}" for share in ("hit_rate", "served_from_device")),
+        *(f"{summary[f'ttft_{percent}_s']:.3f} s" for percent in ("p50", "p95")),
+    ]
+
+
+def _counts(figures: Result | None, *names: str) -> list[str]:
+    """Tokens that the plugin counted; empty where there is none."""
+    return ["" if figures is None else f"{figures[f'{name}_tokens']:,.0f}" for name in names]
+
+
+def _wall_s(run: Result, name: str) -> float:
+    return float(sum(block["wall_s"] for block in run["blocks"][name]))
+
+
+def _outputs(result: Result) -> str:
+    return f"Outputs of all arms: {'' if result['outputs_identical'] else 'NOT '}identical."
+
+
 def _machine(result: Result) -> str:
     environment = result["environment"]
     sglang = environment["packages"].get("sglang")
@@ -148,11 +277,15 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "demo_sentence": ("demo.json", demo_sentence),
     "plugin_eviction": ("plugin_eviction.json", plugin_eviction),
     "graph_steps": ("graph_steps.json", graph_steps),
+    "prefetch_link": ("prefetch_link.json", prefetch_link),
+    "prefetch_storage": ("prefetch_storage.json", prefetch_storage),
+    "prefetch_wrong_graph": ("prefetch_wrong_graph.json", prefetch_wrong_graph),
+    "prefetch_admission": ("prefetch_admission.json", prefetch_admission),
 }
 
 
 def rendered(text: str) -> str:
-    """The document with its tables made anew.
+    """The document with its tables made anew; one without a result file says so.
 
     Raises:
         KeyError: it asks for a table there is none of.
@@ -160,7 +293,9 @@ def rendered(text: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         file, table = TABLES[match[2]]
-        return match[1] + table(json.loads((RESULTS / file).read_text())) + match[3]
+        path = RESULTS / file
+        made = table(json.loads(path.read_text())) if path.is_file() else "Not measured yet.\n"
+        return match[1] + made + match[3]
 
     return _BLOCK.sub(block, text)
 

@@ -8,6 +8,7 @@ needed of SGLang, per version, in ``compat.py``. Everything here runs on the sch
 from __future__ import annotations
 
 import logging
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from kvflow.sglang_plugin.control import (
 )
 from kvflow.sglang_plugin.metadata import parse_metadata
 from kvflow.sglang_plugin.metrics import AgentClass, EngineMetrics, NoMetrics
+from kvflow.sglang_plugin.timelines import Timelines
 from kvflow.sglang_plugin.transfers import Cause, TokenPath, TransfersAhead
 from kvflow.sglang_plugin.weights import WorkflowWeights
 
@@ -57,6 +59,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
         self.kvflow_now_s: float | None = None
         self.kvflow_calibration: list[tuple[int, float]] = []
         self.kvflow_changed = True
+        self.kvflow_timelines: Timelines | None = None
         self.kvflow_paths: OrderedDict[int, TokenPath] = OrderedDict()
         self._paths_tokens = 0
         self.kvflow_transfers = TransfersAhead(self)
@@ -123,7 +126,17 @@ class KVFlowRadixCache(UnifiedRadixCache):
                 if getattr(ack, "timing_enabled", False) and ack.num_tokens:
                     seconds = ack.start_event.elapsed_time(ack.finish_event) / 1000
                     observer.loaded(ack.num_tokens, seconds)
+                    self._report_load(ack, seconds)
         super().loading_check(finish_count=finish_count)
+
+    def _report_load(self, ack: Any, seconds: float) -> None:
+        """A load has landed; one that a request was behind cost that request time."""
+        if any(load.anchor in ack.node_ids for load in self.kvflow_transfers.loads):
+            return
+        self.kvflow_metrics.stalled("load", seconds)
+        if self.kvflow_timelines is not None:
+            now_s = time.monotonic()
+            self.kvflow_timelines.recorder.copy("load", now_s - seconds, now_s, ack.num_tokens, "")
 
     def init_load_back(self, params: Any) -> Any:
         """Load what a request found in host memory, unless computing it is faster."""

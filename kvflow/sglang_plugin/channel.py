@@ -75,8 +75,6 @@ class ServiceChannel:
         """Stop reading. The thread ends at its next message or timeout."""
         self._stop.set()
         self._thread.join(timeout_s)
-        self._waker.close()
-        self._woken.close()
 
     def take(self) -> list[ControlMessage]:
         """The next messages, oldest first; an empty list if there are none. Never blocks.
@@ -122,6 +120,8 @@ class ServiceChannel:
                 delay_s = BACKOFF_S[0]
             self._wait(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, BACKOFF_S[1])
+        self._waker.close()
+        self._woken.close()
 
     def _wait(self, delay_s: float) -> None:
         until_s = time.monotonic() + delay_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from kvflow.sglang_plugin.channel import ServiceChannel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kvflow.sglang_plugin.cache import KVFlowRadixCache
     from kvflow.sglang_plugin.foresight import Foresight
     from kvflow.sglang_plugin.schedule import StatusAwareScheduling
+    from kvflow.sglang_plugin.timelines import Timelines
 
 __all__ = ["PluginRuntime"]
 
@@ -55,7 +57,9 @@ class PluginRuntime:
         self._pp_rank = 0
         self._tick_s = 0.0
         self._rates = Rates()
-        self._formed_s = 0.0
+        self._timelines: Timelines | None = None
+        self._polled_s = 0.0
+        self._prefills: deque[tuple[float, int]] = deque(maxlen=8)
         self._polled_fd: int | None = None
 
     def install(self) -> None:
@@ -94,6 +98,7 @@ class PluginRuntime:
         from kvflow.sglang_plugin.foresight import Foresight
         from kvflow.sglang_plugin.metrics import prometheus_metrics
         from kvflow.sglang_plugin.schedule import StatusAwareScheduling
+        from kvflow.sglang_plugin.timelines import Timelines
         from kvflow.sglang_plugin.tree import KVFlowFullComponent
 
         params = ctx.params
@@ -114,6 +119,9 @@ class PluginRuntime:
         self._cache = cache
         cache.kvflow_load = self._settings.load
         self._schedule = StatusAwareScheduling(cache, self._settings.admission_overcommit)
+        if ctx.tp_rank == 0 and params.pp_rank == 0:
+            self._timelines = self._schedule.timelines = Timelines.of(self._settings)
+            cache.kvflow_timelines = self._timelines
         obstacle = prefetch_obstacle(ctx.server_args, cache)
         if obstacle is not None and self._settings.prefetch:
             logger.info("KVFlow: nothing is prefetched: %s", obstacle)
@@ -131,6 +139,7 @@ class PluginRuntime:
         if self._channel is None and self._settings.service_url is not None:
             self._channel = ServiceChannel(self._settings.service_url, self._settings)
             self._channel.start()
+        self._poll_timelines()
         messages = self._channel.take() if self._channel is not None else []
         if self._needs_tick():
             self._tick_s = time.monotonic()
@@ -143,6 +152,12 @@ class PluginRuntime:
             except Exception:
                 logger.exception("KVFlow: nothing is planned in this step; the engine goes on")
         return [*messages, *recv_reqs] if messages else None
+
+    def _poll_timelines(self) -> None:
+        now_s = time.monotonic()
+        if self._timelines is not None and now_s - self._polled_s >= TICK_S:
+            self._polled_s = now_s
+            self._timelines.poll(now_s)
 
     def _needs_tick(self) -> bool:
         cache, schedule = self._cache, self._schedule
@@ -172,6 +187,8 @@ class PluginRuntime:
             for request in getattr(item, "batch", None) or (item,):
                 sampling_params = getattr(request, "sampling_params", None)
                 custom_params = getattr(sampling_params, "custom_params", None)
+                if self._timelines is not None:
+                    self._timelines.arrived(request, custom_params)
                 if custom_params:
                     self._guarded(cache.apply_request_hints, custom_params)
                     self._guarded(cache.called, custom_params)
@@ -182,18 +199,24 @@ class PluginRuntime:
         if self._schedule is None:
             return original(scheduler, *args, **kwargs)
         result = self._schedule.form_batch(original, scheduler, *args, **kwargs)
-        self._formed_s = time.monotonic()
+        batch = result[0]
+        if batch is not None:
+            waits = batch.hicache_consumer_index >= 0
+            self._prefills.append(
+                (time.monotonic(), 0 if waits else int(batch.extend_num_tokens or 0))
+            )
+            if self._timelines is not None:
+                self._timelines.batch_formed(batch, overlapped=waits)
         return result
 
     def batch_done(self, result: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """After a batch: how long a prefill took is worth knowing. Returns None: no change."""
-        if (
-            self._foresight is not None
-            and batch.forward_mode.is_extend()
-            and batch.hicache_consumer_index < 0
-            and (tokens := batch.extend_num_tokens or 0) >= MIN_TIMED_PREFILL_TOKENS
-        ):
-            self._foresight.prefilled(tokens, time.monotonic() - self._formed_s)
+        if self._timelines is not None:
+            self._timelines.batch_done(batch)
+        if batch.forward_mode.is_extend() and self._prefills:
+            formed_s, tokens = self._prefills.popleft()
+            if self._foresight is not None and tokens >= MIN_TIMED_PREFILL_TOKENS:
+                self._foresight.prefilled(tokens, time.monotonic() - formed_s)
 
     def before_flush(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """SGLang refuses to flush while copies are under way; ours are not worth that."""

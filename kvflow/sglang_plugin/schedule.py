@@ -18,6 +18,7 @@ from kvflow.sglang_plugin.metadata import parse_metadata
 
 if TYPE_CHECKING:
     from kvflow.sglang_plugin.cache import KVFlowRadixCache
+    from kvflow.sglang_plugin.timelines import Timelines
 
 __all__ = ["StatusAwareScheduling"]
 
@@ -36,6 +37,7 @@ class StatusAwareScheduling:
 
     def __init__(self, cache: KVFlowRadixCache, overcommit: float | None) -> None:
         self._cache = cache
+        self.timelines: Timelines | None = None
         self._holding = Holding()
         self._admission = None if overcommit is None else WorkflowAdmission(overcommit)
         self._workflow_of: dict[str, WorkflowKey | None] = {}
@@ -74,7 +76,11 @@ class StatusAwareScheduling:
 
     def _note_waits(self, held: frozenset[str]) -> None:
         """Report how long requests were passed over that are so no longer."""
+        if held == self._held:
+            return
         now_s = time.monotonic()
+        if self.timelines is not None:
+            self.timelines.held(held - self._held, self._held - held)
         for rid in self._held - held:
             self._cache.kvflow_metrics.stalled("wait", now_s - self._held_since_s.pop(rid))
         for rid in held - self._held:
@@ -101,7 +107,7 @@ class StatusAwareScheduling:
             fetch = transfers.fetch_covering(cache.prompt(req))
             if fetch is not None:
                 link = cache.kvflow_rates.fetch
-                arrives_in_s = link.seconds(fetch.missing_tokens) if link is not None else 1.0
+                arrives_in_s = link.seconds(fetch.tokens) if link is not None else 1.0
                 return WaitingRequest(req.rid, arrives_in_s, into_host=True, barred=barred)
         if transfers.loads:
             loading = transfers.load_of(node for node, _ in cache.peek_request(req))

@@ -19,7 +19,7 @@ import time
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from kvflow.eviction import Owner
 from kvflow.prefetch import PrefetchUsage
@@ -74,6 +74,7 @@ class LoadUnderWay:
     tokens: int
     nodes: set[Any]
     cause: Cause
+    start_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +85,11 @@ class FetchUnderWay:
     path: TokenPath
     start: int
     cause: Cause
+    start_s: float
 
     @property
-    def missing_tokens(self) -> int:
+    def tokens(self) -> int:
+        """What is fetched."""
         return len(self.path.tokens) - self.start
 
 
@@ -121,7 +124,7 @@ class TransfersAhead:
 
     @property
     def fetching_tokens(self) -> int:
-        return sum(fetch.missing_tokens for fetch in self.fetches.values())
+        return sum(fetch.tokens for fetch in self.fetches.values())
 
     def slot_free(self) -> bool:
         """Whether a load can start that leaves requests the slots they may need."""
@@ -155,7 +158,14 @@ class TransfersAhead:
         producer = cache.start_submitted_loads()
         tokens = sum(len(node.key) for node in missing)
         self.loads.append(
-            LoadUnderWay(target.id, producer, tokens, set(missing), (cause, owner.number))
+            LoadUnderWay(
+                target.id,
+                producer,
+                tokens,
+                set(missing),
+                (cause, owner.number),
+                time.monotonic(),
+            )
         )
         for node in missing:
             self.usage.loaded(node, len(node.key), (cause, owner.number))
@@ -179,7 +189,9 @@ class TransfersAhead:
         if handle not in cache.ongoing_prefetch:
             self.not_in_storage[owner.number] = length
             return False
-        self.fetches[owner.number] = FetchUnderWay(handle, path, start, (cause, owner.number))
+        self.fetches[owner.number] = FetchUnderWay(
+            handle, path, start, (cause, owner.number), time.monotonic()
+        )
         return True
 
     def cancel_fetch(self, number: int) -> None:
@@ -187,13 +199,14 @@ class TransfersAhead:
         fetch = self.fetches.pop(number, None)
         if fetch is not None:
             self._cache.release_aborted_request(fetch.handle)
-            self._cache.kvflow_metrics.prefetch_outcome("cancelled", fetch.missing_tokens)
+            self._cache.kvflow_metrics.prefetch_outcome("cancelled", fetch.tokens)
 
     def take_landed(self) -> bool:
         """Drop what has arrived from the books; whether there was anything. Called each step."""
         cache = self._cache
         landed = [load for load in self.loads if load.anchor not in cache.ongoing_load_back]
         if landed:
+            self._trace("prefetch", landed)
             self.loads = [load for load in self.loads if load not in landed]
         done = [
             number
@@ -202,16 +215,27 @@ class TransfersAhead:
         ]
         for number in done:
             fetch = self.fetches.pop(number)
+            self._trace("fetch", [fetch])
             arrived = cache.prefetch_loaded_tokens_by_reqid.get(fetch.handle, 0)
             cache.release_aborted_request(fetch.handle)
             path = cache.kvflow_paths.get(number)
-            if path is not None and arrived < fetch.missing_tokens:
+            if path is not None and arrived < fetch.tokens:
                 self.not_in_storage[number] = len(path.tokens)
             cache.find_path_again(number)
             if self.observer is not None:
                 self.observer.fetched(number, arrived)
             cache.kvflow_metrics.prefetched("fetch", arrived, arrived * self.kv_bytes_per_token)
         return bool(landed or done)
+
+    def _trace(
+        self, kind: Literal["prefetch", "fetch"], done: Iterable[LoadUnderWay | FetchUnderWay]
+    ) -> None:
+        timelines = self._cache.kvflow_timelines
+        if timelines is not None:
+            end_s = time.monotonic()
+            for copy in done:
+                label = f"{copy.cause[0][1]} #{copy.cause[1]}"
+                timelines.recorder.copy(kind, copy.start_s, end_s, copy.tokens, label)
 
     def load_of(self, nodes: Iterable[Any]) -> LoadUnderWay | None:
         """The last load that any of these nodes is part of; once it is there, all are."""

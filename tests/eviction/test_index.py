@@ -1,6 +1,7 @@
 import math
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from hypothesis import settings
@@ -212,6 +213,30 @@ def test_nothing_is_left_once_it_was_asked_when_empty() -> None:
     assert not index._heap
 
 
+RANKED = [("unknown", NEVER, 1), ("suffix", NEVER, 2), ("history", 3, 3), ("prefix", 1, 4)]
+
+
+@pytest.mark.parametrize("bound", range(len(RANKED)))
+def test_below_is_what_ranks_lower_and_nothing_that_ranks_the_same(bound: int) -> None:
+    leaves = [Leaf(number) for number in range(len(RANKED))]
+    for leaf, (kind, leaf.steps, leaf.recency) in zip(leaves, RANKED, strict=True):
+        leaf.kind = cast("NodeKind", kind)
+    index = filled(leaves)
+    assert set(index.below(key(leaves[bound]))) == set(leaves[:bound])
+    assert len(index) == len(leaves)
+
+
+def test_below_leaves_out_what_is_not_evictable_and_ranks_anew_what_was_refreshed() -> None:
+    leaves = [Leaf(number, recency=number) for number in range(4)]
+    index = filled(leaves)
+    bound = eviction_key("prefix", 2, 0, 0)
+    index.discard(leaves[0])
+    for leaf, steps in ((leaves[1], 1), (leaves[2], 3)):
+        leaf.kind, leaf.steps = "prefix", steps
+        index.refresh(leaf)
+    assert set(index.below(bound)) == {leaves[2], leaves[3]}
+
+
 class IndexMachine(RuleBasedStateMachine):
     """All operations in any order, against the minimum over a plain set."""
 
@@ -278,6 +303,12 @@ class IndexMachine(RuleBasedStateMachine):
         if self.asked_always:
             lowest = self.index.lowest()
             assert ([] if lowest is None else [lowest.number]) == self.in_order()[:1]
+
+    @invariant()
+    def below_is_as_it_was_ranked_last(self) -> None:
+        bound = eviction_key("prefix", 2, 0, 0)
+        # An access moves a node up within its class unannounced: this bound lies between classes.
+        assert set(self.index.below(bound)) == {leaf for leaf in self.model if key(leaf) < bound}
 
     @invariant()
     def agrees(self) -> None:

@@ -33,6 +33,15 @@ def register():
     WorkflowWeights.apply_in_band = apply_in_band
 '''
 
+NAIVE_PREFETCH = '''
+"""Batches do not wait for copies that they did not queue, and no request is passed over."""
+
+def register():
+    from kvflow.sglang_plugin.schedule import StatusAwareScheduling
+    StatusAwareScheduling._make_wait = lambda self, batch: None
+    StatusAwareScheduling._passed_over = lambda self, scheduler: frozenset()
+'''
+
 
 def install_plugin(folder: Path, name: str, source: str) -> dict[str, str]:
     """Lay the plugin out under ``folder``; returns the variables that make an engine load it."""

@@ -155,6 +155,110 @@ class TestPartialEviction:
         assert [cached_tokens(cache, prompt(n, 1000)) for n in range(2)] == [1000, 0]
 
 
+class TestEvictingFor:
+    """Eviction that makes room for something brought ahead of need."""
+
+    def test_takes_what_ranks_below_and_stops_there(self, cache: Any) -> None:
+        steps(cache, a=1, b=2, c=3, d=4)
+        for number, agent in enumerate("abcd"):
+            call(cache, agent, prompt(number))
+        insert(cache, prompt(9, 30))
+        key = cache.tree_core.rank(node_of(cache, "b"))
+        assert cache.tree_core.reclaimable_tokens(key, 10_000) == 230
+        with cache.evicting_for(node_of(cache, "b")):
+            assert evict(cache, 1000) == 230
+        assert [cached_tokens(cache, prompt(n)) for n in range(4)] == [100, 100, 0, 0]
+
+    def test_equal_steps_are_not_displaced(self, cache: Any) -> None:
+        steps(cache, a=2, b=2)
+        call(cache, "a", prompt(0))
+        call(cache, "b", prompt(1))
+        newer, older = node_of(cache, "b"), node_of(cache, "a")
+        assert cache.tree_core.reclaimable_tokens(cache.tree_core.rank(older), 1) == 0
+        with cache.evicting_for(older):
+            assert evict(cache, 100) == 0
+        with cache.evicting_for(newer):  # of two alike the one read longer ago
+            assert evict(cache, 100) == 100
+        assert cached_tokens(cache, prompt(1)) == 100
+
+    def test_a_victim_gives_up_its_tail_only(self, cache: Any) -> None:
+        steps(cache, a=1, b=2)
+        call(cache, "a", prompt(0))
+        call(cache, "b", prompt(1, 1000))
+        key = cache.tree_core.rank(node_of(cache, "a"))
+        assert cache.tree_core.reclaimable_tokens(key, 200) == 200
+        with cache.evicting_for(node_of(cache, "a")):
+            assert evict(cache, 200) == 200
+        assert cached_tokens(cache, prompt(1, 1000)) == 800
+        assert cached_tokens(cache, prompt(0)) == 100
+
+    def test_a_path_is_reclaimed_up_to_the_part_that_is_wanted_sooner(self, cache: Any) -> None:
+        shared = prompt(7, 60)
+        steps(cache, a=1, b=2, c=5)
+        call(cache, "a", prompt(1, 100))
+        call(cache, "b", [*shared, *prompt(2, 40)])
+        call(cache, "c", [*shared, *prompt(3, 40), *prompt(4, 30)])
+        call(cache, "c", [*shared, *prompt(3, 40), *prompt(5, 20)])
+        key = cache.tree_core.rank(node_of(cache, "b"))
+        # Two suffixes; c's own part under them counts for neither, as it has two children.
+        assert cache.tree_core.reclaimable_tokens(key, 10_000) == 50
+        with cache.evicting_for(node_of(cache, "b")):
+            assert evict(cache, 1000) == 90
+        assert cached_tokens(cache, [*shared, *prompt(2, 40)]) == 100
+        assert cached_tokens(cache, prompt(1, 100)) == 100
+
+    def test_what_a_running_request_reads_is_not_counted(self, cache: Any) -> None:
+        steps(cache, a=1, b=9)
+        call(cache, "a", prompt(0))
+        call(cache, "b", [*prompt(1), *prompt(60, 20)])
+        call(cache, "b", prompt(1))
+        cache.inc_lock_ref(node_of(cache, "b").id)
+        key = cache.tree_core.rank(node_of(cache, "a"))
+        assert cache.tree_core.reclaimable_tokens(key, 10_000) == 20
+        with cache.evicting_for(node_of(cache, "a")):
+            assert evict(cache, 1000) == 20
+
+    def test_limits_nothing_afterwards(self, cache: Any) -> None:
+        steps(cache, a=1)
+        call(cache, "a", prompt(0))
+        with pytest.raises(RuntimeError), cache.evicting_for(node_of(cache, "a")):
+            raise RuntimeError
+        assert evict(cache, 100) == 100
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_whatever_the_tree_reclaimable_is_freed_and_nothing_above_is(self, seed: int) -> None:
+        rng = random.Random(seed)
+        cache = build_cache("kvflow", 4000)
+        core = cache.tree_core
+        agents = "abcdef"
+        steps(cache, **{agent: rng.randrange(1, 5) for agent in agents})
+        for round_number in range(60):
+            number = rng.randrange(6)
+            own = prompt(number // 2, rng.choice((50, 100)))
+            suffix = prompt(60 + rng.randrange(9), rng.choice((5, 30)))
+            call(cache, agents[number], [*own, *prompt(10 + number, 40), *suffix])
+            if rng.random() < 0.2:
+                insert(cache, [*own, *suffix])
+            if rng.random() < 0.3:
+                values = {agent: rng.choice((1, 2, 3, 4, float("inf"))) for agent in agents}
+                steps(cache, version=round_number + 2, **values)
+            nodes = [node for node in core._collect_all_nodes() if node is not core.root_node]
+            in_use = rng.choice(nodes).id
+            lock = cache.inc_lock_ref(in_use)
+            candidate = rng.choice(nodes)
+            key, wanted = core.rank(candidate), rng.randrange(1, 400)
+            above = {node: len(node.key) for node in nodes if not core.rank(node) < key}
+            reclaimable = core.reclaimable_tokens(key, wanted)
+            assert reclaimable <= wanted
+            with cache.evicting_for(candidate):
+                freed = evict(cache, wanted)
+            assert freed >= reclaimable
+            left = {node: len(node.key) for node in core._collect_all_nodes()}
+            assert above.items() <= left.items()
+            cache.dec_lock_ref(in_use, lock.to_dec_params())
+            check(cache)
+
+
 class TestHistory:
     def test_chat_agents_context_outlives_suffixes(self, cache: Any) -> None:
         steps(cache, chat=1, other=1)
@@ -269,6 +373,11 @@ class TestHostTier:
         assert evict_host(cache, 50) == 0
         component.host_candidate_key = None
         assert evict_host(cache, 50) == 64
+
+
+def node_of(cache: Any, agent: str) -> Any:
+    """The last node of an agent's fixed prefix."""
+    return cache.chain(cache.kvflow_weights.prefix_owner(CLIENT, agent, (None, None)))[-1]
 
 
 def _host_paths(cache: Any) -> set[int]:

@@ -1,0 +1,1 @@
+"""What prefetching KV brings and costs, on real engines on this machine."""
