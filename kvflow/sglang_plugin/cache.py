@@ -19,7 +19,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
-from kvflow.eviction import AgentCall, CallLearner, Owner
+from kvflow.eviction import AgentCall, CallLearner, EvictionKey, Owner
 from kvflow.graph import INFINITE_STEPS
 from kvflow.prefetch import choose_load
 from kvflow.protocol import RequestMetadata
@@ -36,7 +36,7 @@ from kvflow.sglang_plugin.control import (
 from kvflow.sglang_plugin.metadata import parse_metadata
 from kvflow.sglang_plugin.metrics import AgentClass, EngineMetrics, NoMetrics
 from kvflow.sglang_plugin.timelines import Timelines
-from kvflow.sglang_plugin.transfers import Cause, TokenPath, TransfersAhead
+from kvflow.sglang_plugin.transfers import Cause, TokenPath, TransfersAhead, needed_sooner
 from kvflow.sglang_plugin.weights import WorkflowWeights
 
 __all__ = ["KVFlowRadixCache"]
@@ -79,8 +79,10 @@ class KVFlowRadixCache(UnifiedRadixCache):
         if isinstance(message, Tick):
             self.kvflow_now_s = message.now_s
             self.kvflow_rates = message.rates
-        self.kvflow_changed = True
+        if not isinstance(message, Tick):
+            self.kvflow_changed = True
         for key in self.kvflow_weights.apply(message):
+            self.kvflow_changed = True
             self.kvflow_weights.drop_histories(self.kvflow_learner.forget_workflow(key))
         self._report_state()
 
@@ -114,8 +116,29 @@ class KVFlowRadixCache(UnifiedRadixCache):
         except Exception:
             logger.exception("KVFlow: loads could not be timed; they will be as they happen")
 
+    def evict_host(self, num_tokens: int, *args: Any, **kwargs: Any) -> int:
+        """Make room for ``num_tokens``: SGLang asks for all of it whatever is free."""
+        shortfall = num_tokens - int(self.cache_controller.mem_pool_host.available_size())
+        if args or kwargs or not 0 < shortfall < num_tokens:
+            return int(super().evict_host(num_tokens, *args, **kwargs))
+        return int(super().evict_host(shortfall))
+
     def check_hicache_events(self) -> None:
-        super().check_hicache_events()
+        fetches = self.kvflow_transfers.fetches
+        if not fetches or len(fetches) < len(self.ongoing_prefetch):
+            super().check_hicache_events()
+        else:
+            # Fetches get their host memory here. Only ours are under way, and what they bring
+            # may not displace what is needed as soon.
+            component = self._full_component()
+            owners = [self.kvflow_weights.owner(number) for number in fetches]
+            component.host_candidate_key = max(
+                (needed_sooner(owner) for owner in owners if owner is not None), default=None
+            )
+            try:
+                super().check_hicache_events()
+            finally:
+                component.host_candidate_key = None
         if self.kvflow_transfers.busy and self.kvflow_transfers.take_landed():
             self.kvflow_changed = True
 
@@ -220,17 +243,24 @@ class KVFlowRadixCache(UnifiedRadixCache):
 
     def _execute_kv_backup(self, node_id: int, *args: Any, **kwargs: Any) -> Any:
         component = self._full_component()
-        component.host_candidate_key = self.tree_core.rank(self.tree_core.node_by_id(node_id))
+        node = self.tree_core.node_by_id(node_id)
+        if self.enable_storage:
+            # The way to the storage tier leads through the host pool: what is refused here is
+            # not kept there either. So nothing is, but what it hangs from has to stay.
+            component.kept_duplicates = frozenset(self.path_to(node_id))
+        else:
+            component.host_candidate_key = self.tree_core.rank(node)
         try:
             return super()._execute_kv_backup(node_id, *args, **kwargs)
         finally:
             component.host_candidate_key = None
+            component.kept_duplicates = frozenset()
 
     @contextmanager
-    def evicting_for(self, node: Any) -> Iterator[None]:
-        """Within the block, evict from the device only what ranks below ``node``."""
+    def evicting_below(self, key: EvictionKey) -> Iterator[None]:
+        """Within the block, evict from the device only what ranks below ``key``."""
         component = self._full_component()
-        component.device_candidate_key = self.tree_core.rank(node)
+        component.device_candidate_key = key
         try:
             yield
         finally:
@@ -333,7 +363,6 @@ class KVFlowRadixCache(UnifiedRadixCache):
         tokens = tokens[: len(tokens) // self.page_size * self.page_size]
         self.kvflow_paths[owner.number] = TokenPath(tokens, extra_key, salt)
         self._paths_tokens += len(tokens)
-        self.kvflow_transfers.not_in_storage.pop(owner.number, None)
         while self._paths_tokens > PATHS_TOKEN_BUDGET and len(self.kvflow_paths) > 1:
             self._forget_path(next(iter(self.kvflow_paths)))
 
@@ -402,14 +431,19 @@ class KVFlowRadixCache(UnifiedRadixCache):
             yield node
             node = node.parent
 
-    def deepest_match(self, tokens: array[int], extra_key: Any, salt: Any) -> tuple[int, int]:
-        """Id of the last node that lies wholly within ``tokens``, and where it ends."""
-        node, depth = self.tree_core.root_node, 0
-        for child, shared in self.peek(tokens, extra_key, salt):
-            if shared < len(child.key) or (child.evicted and not child.backuped):
+    def fetch_anchor(self, path: TokenPath) -> tuple[int, int]:
+        """Where a fetch of the path is to begin: id of the node, and how many tokens lead there.
+
+        Below the last node that is in host memory; further up where too little would be left to
+        fetch for SGLang to do it. What is fetched a second time is freed again.
+        """
+        anchors = [(int(self.tree_core.root_node.id), 0)]
+        for child, shared in self.peek(*path):
+            if shared < len(child.key) or not child.backuped:
                 break
-            node, depth = child, depth + shared
-        return int(node.id), depth
+            anchors.append((int(child.id), anchors[-1][1] + shared))
+        wanted = len(path.tokens) - self.prefetch_threshold
+        return next((anchor for anchor in reversed(anchors) if anchor[1] <= wanted), anchors[0])
 
     def _path(self, tokens: array[int], extra_key: Any, salt: Any) -> list[Any]:
         """The nodes that hold ``tokens``, as far as they are in the tree.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from kvflow.eviction import Owner, eviction_key
@@ -30,6 +31,7 @@ from kvflow.sglang_plugin.control import (
     Rates,
     WorkflowKey,
 )
+from kvflow.sglang_plugin.transfers import needed_sooner
 from kvflow.sglang_plugin.weights import NEAR_STEPS
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ REPLAN_S: Final = 0.02
 
 CHUNK_S: Final = 0.05
 """A load is cut to what the link carries in this time: a request's own load waits no longer."""
+
+FETCH_AGAIN_S: Final = 1.0
+"""How long to leave a path alone of which the storage tier had less than wanted, or for which
+there was no host memory."""
 
 MIN_CHUNK_TOKENS: Final = 256
 MAX_CANDIDATES: Final = 64
@@ -67,6 +73,7 @@ class Foresight:
         self._fetch = RateEstimator()
         self._prefill = RateEstimator()
         self._fetch_started_s: dict[int, float] = {}
+        self._fetch_again_s: dict[int, float] = {}
         self._unfinished: dict[int, int] = {}
         self._next_s = 0.0
         cache.kvflow_weights.observer = self
@@ -103,11 +110,14 @@ class Foresight:
         """A load arrived."""
         self._load.observe(tokens, seconds)
 
-    def fetched(self, owner: int, tokens: int) -> None:
-        """A fetch ended with so many tokens in host memory."""
+    def fetched(self, owner: int, arrived_tokens: int, wanted_tokens: int) -> None:
+        """A fetch ended, with so many tokens in host memory."""
+        now_s = time.monotonic()
         started_s = self._fetch_started_s.pop(owner, None)
         if started_s is not None:
-            self._fetch.observe(tokens, time.monotonic() - started_s)
+            self._fetch.observe(arrived_tokens, now_s - started_s)
+        if arrived_tokens < wanted_tokens:
+            self._fetch_again_s[owner] = now_s + FETCH_AGAIN_S
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A batch without loads computed so many tokens."""
@@ -128,6 +138,7 @@ class Foresight:
         self._next_s = now_s + REPLAN_S
         messages: list[ControlMessage] = list(self._useless_fetches())
         self._count_given_up()
+        self._fetch_again_s = {n: s for n, s in self._fetch_again_s.items() if s > now_s}
         candidates, causes = self._candidates(now_s)
         if not candidates:
             return messages
@@ -190,9 +201,9 @@ class Foresight:
                 )
                 for owner in weights.owners_of(agent, key):
                     known = candidates.get(owner.number)
-                    if known is not None and (known.steps, known.due_in_s or 0.0) <= (
+                    if known is not None and _urgency(known) <= (
                         workflows[key],
-                        due_in_s or 0.0,
+                        inf if due_in_s is None else due_in_s,
                     ):
                         continue
                     stretches = known.stretches if known else tuple(self._stretches(owner))
@@ -224,9 +235,7 @@ class Foresight:
         missing = len(path.tokens) - length
         if owner.number in transfers.fetches:
             yield Stretch(missing, "fetching")
-        elif transfers.not_in_storage.get(owner.number) != len(path.tokens) and (
-            missing <= self._host_room(owner)
-        ):
+        elif owner.number not in self._fetch_again_s and missing <= self._host_room(owner):
             yield Stretch(missing, "storage")
 
     def _place(self, node: Any) -> Place:
@@ -240,14 +249,13 @@ class Foresight:
         """Device tokens that are free or hold what is needed later than this."""
         cache = self._cache
         owner = cache.kvflow_weights.owner(candidate.key)
-        chain = cache.chain(owner) if owner is not None else []
-        if not chain:
+        if owner is None:
             return 0
         wanted = min(sum(part.tokens for part in candidate.stretches), self._max_loading_tokens)
         free = int(cache.token_to_kv_pool_allocator.available_size())
         if free >= wanted:
             return free
-        key = cache.tree_core.rank(chain[-1])
+        key = needed_sooner(owner)
         return free + int(cache.tree_core.reclaimable_tokens(key, wanted - free))
 
     def _host_room(self, owner: Owner[Any]) -> int:
@@ -256,7 +264,8 @@ class Foresight:
         below = cache.tree_core.evictable_host_leaves.index.below(
             eviction_key(owner.kind, owner.steps, 0, 0.0)
         )
-        return free + sum(len(node.key) for node in below)
+        duplicates = int(cache.tree_core.host_duplicate_tokens())
+        return free + duplicates + sum(len(node.key) for node in below)
 
     def _request_load_waiting(self, waiting: Sequence[Any]) -> bool:
         cache = self._cache
@@ -283,4 +292,8 @@ class Foresight:
 
     def _steps(self, number: int) -> float:
         owner = self._cache.kvflow_weights.owner(number)
-        return float("inf") if owner is None else owner.steps
+        return inf if owner is None else owner.steps
+
+
+def _urgency(candidate: Candidate[int]) -> tuple[float, float]:
+    return (candidate.steps, inf if candidate.due_in_s is None else candidate.due_in_s)

@@ -93,6 +93,7 @@ class StatusAwareScheduling:
         if not queue or not (transfers.busy or self._admission):
             self._since_s.clear()
             self._workflow_of.clear()
+            self._holding.passed_over((), None)
             return frozenset()
         barred = self._barred(scheduler, queue)
         requests = [self._waiting_request(req, req.rid in barred) for req in queue]

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from kvflow.eviction import Owner
+from kvflow.eviction import EvictionKey, Owner, eviction_key
 from kvflow.prefetch import PrefetchUsage
 from kvflow.sglang_plugin.compat import request_handle, storage_prefetch_supported
 from kvflow.sglang_plugin.control import WorkflowKey
@@ -49,6 +49,7 @@ batch in flight and the next one may each hold one."""
 
 _CALIBRATION_TOKENS: Final = (64, 256, 64, 256)
 _FLUSH_TIMEOUT_S: Final = 5.0
+_ANY_DEPTH: Final = 2**62
 
 
 class TokenPath(NamedTuple):
@@ -97,7 +98,7 @@ class TransferObserver(Protocol):
     """Told how long copies took; only the first rank listens."""
 
     def loaded(self, tokens: int, seconds: float) -> None: ...
-    def fetched(self, owner: int, tokens: int) -> None: ...
+    def fetched(self, owner: int, arrived_tokens: int, wanted_tokens: int) -> None: ...
 
 
 class TransfersAhead:
@@ -108,8 +109,6 @@ class TransfersAhead:
         self.loads: list[LoadUnderWay] = []
         self.fetches: dict[int, FetchUnderWay] = {}
         self.usage: PrefetchUsage[Any, Cause] = PrefetchUsage()
-        self.not_in_storage: dict[int, int] = {}
-        """Owner number: length of its path when the storage tier last had less than that."""
         self.observer: TransferObserver | None = None
         self._count = 0
 
@@ -151,7 +150,7 @@ class TransfersAhead:
         while node is not cache.tree_core.root_node and node.evicted:
             missing.append(node)
             node = node.parent
-        with cache.evicting_for(target):
+        with cache.evicting_below(needed_sooner(owner)):
             loaded = cache.load_back(target.id, req=None)
         if not loaded:
             return False
@@ -178,16 +177,13 @@ class TransfersAhead:
         path = cache.kvflow_paths.get(owner.number)
         if path is None or owner.number in self.fetches or not self.can_fetch:
             return False
-        length = len(path.tokens)
         path = path._replace(tokens=path.tokens[:end_tokens])
-        anchor, start = cache.deepest_match(*path)
-        if not (cache.is_backuped(anchor) or cache.is_root(anchor)):
-            return False
+        anchor, start = cache.fetch_anchor(path)
         self._count += 1
         handle = request_handle(f"kvflow-{owner.number}-{self._count}")
         cache.prefetch_own(handle, anchor, path, start)
         if handle not in cache.ongoing_prefetch:
-            self.not_in_storage[owner.number] = length
+            self._report_fetched(owner.number, 0, end_tokens - start)
             return False
         self.fetches[owner.number] = FetchUnderWay(
             handle, path, start, (cause, owner.number), time.monotonic()
@@ -218,12 +214,8 @@ class TransfersAhead:
             self._trace("fetch", [fetch])
             arrived = cache.prefetch_loaded_tokens_by_reqid.get(fetch.handle, 0)
             cache.release_aborted_request(fetch.handle)
-            path = cache.kvflow_paths.get(number)
-            if path is not None and arrived < fetch.tokens:
-                self.not_in_storage[number] = len(path.tokens)
             cache.find_path_again(number)
-            if self.observer is not None:
-                self.observer.fetched(number, arrived)
+            self._report_fetched(number, arrived, fetch.tokens)
             cache.kvflow_metrics.prefetched("fetch", arrived, arrived * self.kv_bytes_per_token)
         return bool(landed or done)
 
@@ -236,6 +228,10 @@ class TransfersAhead:
             for copy in done:
                 label = f"{copy.cause[0][1]} #{copy.cause[1]}"
                 timelines.recorder.copy(kind, copy.start_s, end_s, copy.tokens, label)
+
+    def _report_fetched(self, number: int, arrived_tokens: int, wanted_tokens: int) -> None:
+        if self.observer is not None:
+            self.observer.fetched(number, arrived_tokens, wanted_tokens)
 
     def load_of(self, nodes: Iterable[Any]) -> LoadUnderWay | None:
         """The last load that any of these nodes is part of; once it is there, all are."""
@@ -279,7 +275,6 @@ class TransfersAhead:
         self.loads.clear()
         self.fetches.clear()
         self.usage.clear()
-        self.not_in_storage.clear()
 
     def drain(self) -> None:
         """Wait until nothing is under way, as for a flush. Fetches are cancelled."""
@@ -354,3 +349,8 @@ class TransfersAhead:
                 return node
             depth += length
         return chain[-1] if chain and chain[-1].evicted else None
+
+
+def needed_sooner(owner: Owner[Any]) -> EvictionKey:
+    """The lowest key of what is needed as soon as this owner's path, or sooner."""
+    return eviction_key(owner.kind, owner.steps, _ANY_DEPTH, 0.0)

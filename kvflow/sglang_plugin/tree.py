@@ -20,7 +20,13 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
 
-from kvflow.eviction import EvictionIndex, EvictionKey, OwnershipMap, eviction_key
+from kvflow.eviction import (
+    EvictionIndex,
+    EvictionKey,
+    OwnershipMap,
+    eviction_key,
+    is_weighted,
+)
 from kvflow.graph import INFINITE_STEPS
 from kvflow.sglang_plugin.metrics import EngineMetrics, NoMetrics, Tier
 
@@ -118,6 +124,8 @@ class KVFlowTreeCore(UnifiedTreeCore):
         """
         found = 0
         for leaf in self.evictable_device_leaves.index.below(key):
+            if not self.rank(leaf) < key:
+                continue  # read since it was ranked
             node = leaf
             while True:
                 found += len(node.key)
@@ -132,6 +140,35 @@ class KVFlowTreeCore(UnifiedTreeCore):
                 ):
                     break
         return found
+
+    def host_duplicate_tokens(self) -> int:
+        """Host tokens whose KV is on the device as well. O(duplicates)."""
+        return sum(len(node.key) for node in self.full_host_duplicates.values())
+
+    def drop_host_duplicates(
+        self, num_tokens: int, kept: frozenset[Any], tracker: Any, **frees: Any
+    ) -> None:
+        """Free host copies of what is on the device too, until ``num_tokens`` are free.
+
+        For engines with a storage tier, which has them as well: there the host pool is what
+        fetches pass through. Not those in ``kept``. Children go before their parents, so what is
+        left in the host pool still hangs together from the root.
+        """
+        progress = True
+        while progress and tracker[BASE_COMPONENT_TYPE] < num_tokens:
+            progress = False
+            for node in tuple(self.full_host_duplicates.values()):
+                if tracker[BASE_COMPONENT_TYPE] >= num_tokens:
+                    return
+                if (
+                    node in kept
+                    or any(child.backuped for child in node.children.values())
+                    or not self._can_reclaim_full_host_duplicate(node)
+                ):
+                    continue
+                self._release_full_host_duplicate(node, tracker, **frees)
+                self.full_host_duplicates.pop(node.id, None)
+                progress = True
 
     def split_at(self, node: Any, length: int) -> tuple[Any, Any]:
         """Split without touching recency: ``(upper node, action to apply)``."""
@@ -149,6 +186,7 @@ class KVFlowFullComponent(FullComponent):
     needed_tokens: int | None = None
     device_candidate_key: EvictionKey | None = None
     host_candidate_key: EvictionKey | None = None
+    kept_duplicates: frozenset[Any] = frozenset()
 
     def _evict_device_start(self, request_cnt: int) -> None:
         self._requested_tokens = request_cnt
@@ -198,8 +236,22 @@ class KVFlowFullComponent(FullComponent):
         self, num_tokens: int, tracker: Any, device_frees: Any, host_frees: Any, **kwargs: Any
     ) -> None:
         leaves = self.tree_core.evictable_host_leaves
+        duplicates_dropped = not self.cache.enable_storage
         while (missing := num_tokens - tracker[self.component_type]) > 0:
             lowest = leaves.index.lowest()
+            if not duplicates_dropped and (
+                lowest is None or is_weighted(self.tree_core.rank(lowest))
+            ):
+                duplicates_dropped = True
+                self.tree_core.drop_host_duplicates(
+                    num_tokens,
+                    self.kept_duplicates,
+                    tracker,
+                    device_frees=device_frees,
+                    host_frees=host_frees,
+                    **kwargs,
+                )
+                continue
             if lowest is None:
                 return
             if self.host_candidate_key is not None and not (
@@ -219,7 +271,8 @@ class KVFlowFullComponent(FullComponent):
             return None, actions
         core = self.tree_core
         kind, steps = core.ownership.rank(victim)
-        if steps < INFINITE_STEPS:
+        # A storage tier gives back long stretches only, so there nodes stay in one piece.
+        if steps < INFINITE_STEPS and not self.cache.enable_storage:
             pieces = max(missing, MIN_SPLIT_TOKENS)
             keep = (len(victim.key) - pieces) // core.page_size * core.page_size
             if keep > 0:

@@ -1,7 +1,6 @@
 import math
 import random
 from collections.abc import Sequence
-from typing import cast
 
 import pytest
 from hypothesis import settings
@@ -213,14 +212,19 @@ def test_nothing_is_left_once_it_was_asked_when_empty() -> None:
     assert not index._heap
 
 
-RANKED = [("unknown", NEVER, 1), ("suffix", NEVER, 2), ("history", 3, 3), ("prefix", 1, 4)]
+RANKED: list[tuple[NodeKind, float]] = [
+    ("unknown", NEVER),
+    ("suffix", NEVER),
+    ("history", 3),
+    ("prefix", 1),
+]
 
 
 @pytest.mark.parametrize("bound", range(len(RANKED)))
 def test_below_is_what_ranks_lower_and_nothing_that_ranks_the_same(bound: int) -> None:
-    leaves = [Leaf(number) for number in range(len(RANKED))]
-    for leaf, (kind, leaf.steps, leaf.recency) in zip(leaves, RANKED, strict=True):
-        leaf.kind = cast("NodeKind", kind)
+    leaves = [Leaf(number, recency=number) for number in range(len(RANKED))]
+    for leaf, (kind, steps) in zip(leaves, RANKED, strict=True):
+        leaf.kind, leaf.steps = kind, steps
     index = filled(leaves)
     assert set(index.below(key(leaves[bound]))) == set(leaves[:bound])
     assert len(index) == len(leaves)

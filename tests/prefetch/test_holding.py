@@ -1,6 +1,6 @@
 """Which waiting requests a batch passes over, and for how long."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -52,7 +52,7 @@ def test_a_batch_passes_over(queue: list[WaitingRequest], held: str, now_s: floa
 @pytest.mark.parametrize("coming", [to_host, to_device])
 @pytest.mark.parametrize(("after_s", "is_held"), [(1.0, True), (1.25, True), (1.5, False)])
 def test_the_wait_ends_when_the_copy_should_have_been_over(
-    coming: type[WaitingRequest], after_s: float, is_held: bool
+    coming: Callable[[str, float], WaitingRequest], after_s: float, is_held: bool
 ) -> None:
     holding = Holding(grace_s=0.25)
     queue = [coming("a", 1.0), ready("b")]
@@ -131,7 +131,8 @@ class NaiveHolding:
     def passed_over(self, requests: Sequence[WaitingRequest], now_s: float) -> set[str]:
         coming = {r.rid for r in requests if r.arrives_in_s is not None and not r.barred}
         self.past.append((coming, now_s))
-        must, may = set(), set()
+        must: set[str] = set()
+        may: set[str] = set()
         for request in requests:
             since_s = self.since_s(request.rid)
             if request.barred:

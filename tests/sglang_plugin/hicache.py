@@ -380,9 +380,8 @@ class Engine:
         req.init_next_round_input(cache)
         pinned = cache.lock(req.last_node)
         try:
-            left = len(req.full_untruncated_fill_ids) - req.prefix_len
             room = self.allocator.available_size() + cache.evictable_size()
-            if room < left + self._answer_room(req):
+            if room < len(self._paths[req.rid]) - req.prefix_len + self._promised():
                 return False
             if req.host_hit_length > 0:
                 params = InitLoadBackParams(
@@ -404,13 +403,11 @@ class Engine:
         self._extend(req)
         return True
 
-    def _answer_room(self, req: Any) -> int:
-        """Also of those that run: so no request ever lacks room."""
+    def _promised(self) -> int:
+        """What the requests that run may still take, and one more page for the next one."""
         page = self.page_size
-        return sum(
-            len(self._paths[r.rid]) - max(r.kv.kv_allocated_len, r.prefix_len or 0) + page
-            for r in (*self.running, req)
-        )
+        left = [len(self._paths[req.rid]) - req.kv.kv_allocated_len for req in self.running]
+        return sum(tokens + page for tokens in left) + page
 
     def _extend(self, req: Any) -> None:
         end = len(req.full_untruncated_fill_ids)
@@ -554,16 +551,17 @@ class Engine:
                 counter.wait_until(layer)
                 for req, rows, start in parts:
                     path = self._paths[req.rid][: len(rows)]
+                    what = f"{'prefill' if batch.prefill else 'decode'} of {req.rid}"
                     self.forwards.copy(
-                        functools.partial(self._attend, req.rid, layer, path, rows, start), 0
+                        functools.partial(self._attend, what, layer, path, rows, start), 0
                     )
             counter.set_consumer(-1)
             batch.done = _device.Event()
             batch.done.record()
         self.launched.append(batch)
 
-    def _attend(self, rid: str, layer: int, path: Sequence[int], rows: Any, start: int) -> None:
-        self._compare(f"{rid} layer {layer}", layer, path[:start], rows[:start])
+    def _attend(self, what: str, layer: int, path: Sequence[int], rows: Any, start: int) -> None:
+        self._compare(f"{what}, layer {layer}", layer, path[:start], rows[:start])
         for buffer, kv in zip(self._buffers(layer), rows_of_path(path, layer), strict=True):
             buffer[rows[start:], 0] = kv[start:]
 
@@ -661,15 +659,18 @@ class Engine:
 
     def _check_plugin(self, nodes: set[Any]) -> None:
         cache = self.cache
-        core, transfers, usage = cache.tree_core, cache.kvflow_transfers, cache.kvflow_transfers.usage
+        core, transfers, usage = (
+            cache.tree_core,
+            cache.kvflow_transfers,
+            cache.kvflow_transfers.usage,
+        )
         for leaves in (core.evictable_device_leaves, core.evictable_host_leaves):
             assert set(leaves.index._keys) == set(leaves)
         assert set(core.ownership._owners) <= nodes
         for node, owners in core.ownership._owners.items():
             assert all(node in owner.nodes for owner in owners)
         assert (
-            usage.prefetched_tokens
-            == usage.used_tokens + usage.wasted_tokens + usage.unused_tokens
+            usage.prefetched_tokens == usage.used_tokens + usage.wasted_tokens + usage.unused_tokens
         )
         unused = 0
         for node, loads in usage._waiting.items():
