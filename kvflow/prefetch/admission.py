@@ -23,7 +23,7 @@ class WorkflowDemand:
     Attributes:
         key: ``(client_id, workflow_id)``.
         context_tokens: KV that only this workflow reads: its histories, and what its waiting
-            requests bring. Prefixes that workflows share are not part of it.
+            and running requests bring. Prefixes that workflows share are not part of it.
         waiting_since_s: when the oldest of its waiting requests came; None if none waits.
         running: whether a request of it is in the running batch.
     """

@@ -45,6 +45,7 @@ class Holding:
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self._grace_s = grace_s
         self._since_s: dict[str, float] = {}
+        self._coming = False
 
     def passed_over(
         self, requests: Sequence[WaitingRequest], now_s: float | None
@@ -62,6 +63,7 @@ class Holding:
             now_s: None as long as there is no clock; then nobody is overdue.
         """
         coming = [r for r in requests if r.arrives_in_s is not None and not r.barred]
+        self._coming = bool(coming)
         since_s = {r.rid: self._since_s.get(r.rid, now_s) for r in coming}
         self._since_s = {rid: s for rid, s in since_s.items() if s is not None}
         held = {r.rid for r in requests if r.barred}
@@ -75,7 +77,7 @@ class Holding:
     @property
     def waiting(self) -> bool:
         """Whether the last call found requests whose time is being measured."""
-        return bool(self._since_s)
+        return self._coming
 
     def _overdue(self, request: WaitingRequest, now_s: float | None) -> bool:
         since_s = self._since_s.get(request.rid)

@@ -234,6 +234,13 @@ class KVFlowRadixCache(UnifiedRadixCache):
         super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if req.finished():
             self._learn_guarded(req)
+        else:
+            self.kvflow_transfers.wait_before_decoding(self.path_to(req.last_node))
+
+    def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
+        """0.5.17's counterpart of ``checkpoint_into_tree`` for a request that goes on."""
+        super().cache_unfinished_req(req, *args, **kwargs)
+        self.kvflow_transfers.wait_before_decoding(self.path_to(req.last_node))
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
         """0.5.17's counterpart of ``checkpoint_into_tree`` for a finished request."""

@@ -161,6 +161,8 @@ class _PrometheusMetrics:
             self._chosen.labels(model_name, choice)
         for cause in ("wait", "load", "recompute"):
             self._stalls.labels(model_name, cause)
+        for result in ("hit", "miss"):
+            self._predictions.labels(model_name, result)
         self._predictions_seen = (0, 0)
         self._updates_seen = 0
         for kind in ("prefix", "history", "suffix", "unknown"):

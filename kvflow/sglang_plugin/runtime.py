@@ -85,6 +85,7 @@ class PluginRuntime:
             f"{_SCHEDULER}._get_new_batch_prefill_raw", self.form_batch, HookType.AROUND
         )
         HookRegistry.register(f"{_SCHEDULER}.process_batch_result", self.batch_done, HookType.AFTER)
+        HookRegistry.register(f"{_SCHEDULER}.run_batch", self.before_run, HookType.BEFORE)
         HookRegistry.register(f"{_SCHEDULER}.flush_cache", self.before_flush, HookType.BEFORE)
         HookRegistry.register(f"{_SCHEDULER}.on_idle", self.after_idle, HookType.AFTER)
         HookRegistry.register(f"{_SLEEPER}.maybe_sleep", self.sleep, HookType.AROUND)
@@ -143,6 +144,8 @@ class PluginRuntime:
         messages = self._channel.take() if self._channel is not None else []
         if self._needs_tick():
             self._tick_s = time.monotonic()
+            if self._foresight is not None:
+                self._rates = self._foresight.rates
             messages.append(Tick(self._tick_s, self._rates))
         if self._foresight is not None and self._scheduler is not None:
             try:
@@ -169,13 +172,14 @@ class PluginRuntime:
             return False
         if self._foresight is None:
             return True
-        rates, self._rates = self._rates, self._foresight.rates
-        return cache.kvflow_weights.needs_ticks or rates != self._rates
+        return cache.kvflow_weights.needs_ticks or self._foresight.rates != self._rates
 
     def take_messages(self, original: Any, scheduler: Any, recv_reqs: list[Any]) -> Any:
         """On every rank, before the requests are dispatched: apply the messages among them."""
         cache = self._cache
         self._scheduler = scheduler
+        if cache is not None:
+            cache.kvflow_now_s = None
         if cache is None or not recv_reqs:
             return original(scheduler, recv_reqs)
         requests = []
@@ -217,6 +221,15 @@ class PluginRuntime:
             formed_s, tokens = self._prefills.popleft()
             if self._foresight is not None and tokens >= MIN_TIMED_PREFILL_TOKENS:
                 self._foresight.prefilled(tokens, time.monotonic() - formed_s)
+
+    def before_run(self, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+        """A batch that decodes has waited for its loads when it was prefilled.
+
+        SGLang leaves the index of that wait on the batch; the events behind it are those of a
+        later copy by now, which is none of the batch's business.
+        """
+        if self._cache is not None and batch.forward_mode.is_decode():
+            batch.hicache_consumer_index = -1
 
     def before_flush(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """SGLang refuses to flush while copies are under way; ours are not worth that."""

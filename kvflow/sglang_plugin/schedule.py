@@ -42,13 +42,15 @@ class StatusAwareScheduling:
         self._admission = None if overcommit is None else WorkflowAdmission(overcommit)
         self._workflow_of: dict[str, WorkflowKey | None] = {}
         self._since_s: dict[str, float] = {}
+        self._limited = False
+        self._clock_s = 0.0
         self._held: frozenset[str] = frozenset()
         self._held_since_s: dict[str, float] = {}
 
     @property
     def needs_clock(self) -> bool:
         """Whether a decision depends on the time, so that all ranks have to be told it."""
-        return bool(self._held or self._holding.waiting or self._since_s)
+        return bool(self._held or self._holding.waiting or self._limited)
 
     def form_batch(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         """Form a batch without the requests that are passed over."""
@@ -94,6 +96,7 @@ class StatusAwareScheduling:
             self._since_s.clear()
             self._workflow_of.clear()
             self._holding.passed_over((), None)
+            self._limited = False
             return frozenset()
         barred = self._barred(scheduler, queue)
         requests = [self._waiting_request(req, req.rid in barred) for req in queue]
@@ -135,7 +138,7 @@ class StatusAwareScheduling:
         nodes = {node for req in batch.reqs for node in cache.path_to(req.last_node)}
         load = transfers.load_of(nodes)
         if load is not None:
-            cache.kvflow_metrics.prefetch_outcome("late", load.tokens)
+            transfers.note_late(load)
             if batch.hicache_consumer_index < 0:
                 batch.hicache_consumer_index = load.producer
             # Else the batch has a load of its own: queued later on the same stream.
@@ -143,16 +146,17 @@ class StatusAwareScheduling:
 
     def _barred(self, scheduler: Any, queue: Sequence[Any]) -> frozenset[str]:
         """Requests whose workflow has to wait for its turn."""
-        cache, now_s = self._cache, self._cache.kvflow_now_s
+        cache = self._cache
         if self._admission is None:
             return frozenset()
+        self._limited = True
+        # Without a clock in this step nobody's wait has grown.
+        self._clock_s = now_s = cache.kvflow_now_s or self._clock_s
         waiting = {req.rid for req in queue}
         self._since_s = {rid: s for rid, s in self._since_s.items() if rid in waiting}
         running = list(scheduler.running_batch.reqs)
         alive = waiting | {req.rid for req in running}
         self._workflow_of = {rid: w for rid, w in self._workflow_of.items() if rid in alive}
-        if now_s is None:
-            now_s = 0.0
         demands, shared_tokens = self._demands(queue, running, now_s)
         capacity_tokens = int(cache.token_to_kv_pool_allocator.size)
         placed = self._admission.admitted(demands, capacity_tokens, shared_tokens, now_s)
@@ -170,14 +174,21 @@ class StatusAwareScheduling:
         weights = self._cache.kvflow_weights
         context = dict.fromkeys(weights.live(), 0)
         since: dict[WorkflowKey, float] = {}
-        run = {key for req in running if (key := self._workflow(req)) is not None}
+        run: set[WorkflowKey] = set()
+        running = list(running)
+        running_rids = {req.rid for req in running}
         prefixes = weights.prefix_nodes()
-        for req in queue:
+        for req in (*running, *queue):
             key = self._workflow(req)
             if key is None:
                 continue
-            since_s = self._since_s.setdefault(req.rid, now_s)
-            since[key] = min(since_s, since.get(key, since_s))
+            if req.rid in running_rids:
+                run.add(key)
+            else:
+                since_s = self._since_s.get(req.rid, now_s)
+                if self._cache.kvflow_now_s is not None:
+                    self._since_s[req.rid] = since_s
+                since[key] = min(since_s, since.get(key, since_s))
             prompt_tokens = len(req.origin_input_ids) + len(req.output_ids)
             of_prefixes = sum(
                 tokens for node, tokens in self._cache.peek_request(req) if node in prefixes

@@ -110,6 +110,7 @@ class TransfersAhead:
         self.fetches: dict[int, FetchUnderWay] = {}
         self.usage: PrefetchUsage[Any, Cause] = PrefetchUsage()
         self.observer: TransferObserver | None = None
+        self._late: set[LoadUnderWay] = set()
         self._count = 0
 
     @property
@@ -203,6 +204,7 @@ class TransfersAhead:
         landed = [load for load in self.loads if load.anchor not in cache.ongoing_load_back]
         if landed:
             self._trace("prefetch", landed)
+            self._late.difference_update(landed)
             self.loads = [load for load in self.loads if load not in landed]
         done = [
             number
@@ -241,6 +243,25 @@ class TransfersAhead:
                 return load
         return None
 
+    def note_late(self, load: LoadUnderWay) -> None:
+        """A batch reads what this load brings, and it is not there yet."""
+        if load not in self._late:
+            self._late.add(load)
+            self._cache.kvflow_metrics.prefetch_outcome("late", load.tokens)
+
+    def wait_before_decoding(self, nodes: Iterable[Any]) -> None:
+        """A running request has taken over rows that may still be on their way.
+
+        That happens where its prompt was computed while the same prefix was being loaded: SGLang
+        keeps the tree's rows and frees the request's own. Decoding has no layer-wise wait, so the
+        stream that computes waits for the whole copy.
+        """
+        if not self.loads or self.load_of(nodes) is None:
+            return
+        controller = self._cache.cache_controller
+        for ack in controller.ack_load_queue:
+            ack.finish_event.wait(getattr(controller, "load_fence_stream", None))
+
     def is_loading(self, node: Any) -> bool:
         return any(node in load.nodes for load in self.loads)
 
@@ -273,6 +294,7 @@ class TransfersAhead:
     def clear(self) -> None:
         """The tree was emptied."""
         self.loads.clear()
+        self._late.clear()
         self.fetches.clear()
         self.usage.clear()
 
@@ -346,7 +368,7 @@ class TransfersAhead:
                     if action is not None:
                         cache._apply_cache_actions([action])
                     return upper
-                return node
+                return node if keep >= length else None
             depth += length
         return chain[-1] if chain and chain[-1].evicted else None
 

@@ -116,6 +116,12 @@ class KVFlowTreeCore(UnifiedTreeCore):
         if self.watcher is not None:
             self.watcher.evicted(node)
 
+    def _demote(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        result = super()._demote(node, *args, **kwargs)
+        if self.watcher is not None:
+            self.watcher.evicted(node)
+        return result
+
     def reclaimable_tokens(self, key: EvictionKey, wanted: int) -> int:
         """Device tokens that can be evicted without touching what ranks at or above ``key``.
 
@@ -279,8 +285,6 @@ class KVFlowFullComponent(FullComponent):
                 _, action = core.split_at(victim, keep)
                 if action is not None:
                     actions.append(action)
-        if tier == "device" and core.watcher is not None:
-            core.watcher.evicted(victim)
         self.metrics.evicted(tier, kind, len(victim.key))
         self.metrics.decided(tier, time.perf_counter() - start_s)
         return victim, actions
