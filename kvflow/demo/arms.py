@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvflow.engine.options import RadixCache
@@ -16,7 +16,7 @@ PAGE_SIZE: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Sizes of the cache's tiers. Arms of one setting differ in nothing but the cache's order.
+    """Sizes of the cache's tiers. Arms of one setting differ in what the cache does, not in size.
 
     Attributes:
         device_tokens: capacity of the device tier.
@@ -44,12 +44,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One run of the workflow: an engine with one kind of cache in one setting."""
+    """One run of the workflow: an engine with one kind of cache in one setting.
+
+    Attributes:
+        prefetch: whether KVFlow loads from the host tier ahead of the calls.
+    """
 
     name: str
     title: str
     setting: Setting
     radix: RadixCache
+    prefetch: bool = False
 
     @property
     def uses_kvflow(self) -> bool:
@@ -60,25 +65,34 @@ SETTINGS: Final = {
     setting.name: setting
     for setting in (
         Setting("device-only", "no host pool, and a device pool for part of the prompts", 6144),
-        Setting("small-host", "device and host pool together hold part of the prompts", 1536, 3.0),
+        Setting(
+            "small-host",
+            "device and host pool together hold part of the prompts, the device two of them",
+            2048,
+            2.25,
+        ),
         Setting("large-host", "the host pool holds all prompts", 6144, 3.0),
     )
 }
 
 
-def _pair(setting: Setting, suffix: str, in_words: str) -> tuple[Arm, Arm]:
-    return (
-        Arm(f"stock{suffix}", f"stock SGLang{in_words}", setting, "stock"),
-        Arm(f"kvflow{suffix}", f"KVFlow{in_words}", setting, "kvflow"),
+def _arms(setting: Setting, suffix: str, in_words: str) -> tuple[Arm, ...]:
+    stock = Arm(f"stock{suffix}", f"stock SGLang{in_words}", setting, "stock")
+    kvflow = Arm(f"kvflow{suffix}", f"KVFlow{in_words}", setting, "kvflow")
+    if setting.hicache_ratio is None:
+        return stock, kvflow
+    without = replace(
+        kvflow, name=f"{kvflow.name}-noprefetch", title=f"{kvflow.title}, no prefetch"
     )
+    return stock, replace(kvflow, prefetch=True), without
 
 
 ARMS: Final = {
     arm.name: arm
     for arm in (
-        *_pair(SETTINGS["device-only"], "", ""),
-        *_pair(SETTINGS["small-host"], "+hicache", " with HiCache"),
-        *_pair(SETTINGS["large-host"], "+large-hicache", " with a large HiCache"),
+        *_arms(SETTINGS["device-only"], "", ""),
+        *_arms(SETTINGS["small-host"], "+hicache", " with HiCache"),
+        *_arms(SETTINGS["large-host"], "+large-hicache", " with large HiCache"),
     )
 }
 DEFAULT_ARMS: Final = ("stock", "kvflow", "stock+hicache", "kvflow+hicache")

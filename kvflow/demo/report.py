@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any, Final
 
 from kvflow.demo.arms import PAGE_SIZE, Setting
@@ -13,27 +14,30 @@ from kvflow.demo.workflow import MAX_OUTPUT_TOKENS
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-__all__ = ["render", "sentence", "table_rows", "to_json"]
+__all__ = ["render", "sentence", "table_rows", "tier_rows", "to_json"]
 
 FORMAT: Final = 1
 _COLUMNS: Final = ("", "hit\nrate", "best\npossible", "TTFT\np50", "TTFT\np95", "wall\n")
+_TIER_COLUMNS: Final = ("", "from\ndevice", "loaded\nahead", "used\n", "wasted\n", "late\n")
 
 
 def render(result: DemoResult, console: Console) -> None:
-    """Print the table, what its columns mean, and the sentence."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    """Print the tables, what their columns mean, and the sentence."""
+    table = _table(_COLUMNS)
     for setting, rows in table_rows(result):
         table.add_row(f"[bold]{setting.name}:[/bold]")
         for row in rows:
             table.add_row(*row)
     console.print()
     console.print(table)
+    if tiers := tier_rows(result):
+        table = _table(_TIER_COLUMNS)
+        for row in tiers:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
     for line in (*_notes(result), "", sentence(result)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -55,6 +59,19 @@ def table_rows(result: DemoResult) -> list[tuple[Setting, list[tuple[str, ...]]]
             )
         )
     return list(groups.values())
+
+
+def tier_rows(result: DemoResult) -> list[tuple[str, ...]]:
+    """Cells of the second table: where hits were, for the arms that have a host tier."""
+    rows: list[tuple[str, ...]] = []
+    for one in result.arms:
+        if not one.arm.setting.host_tokens:
+            continue
+        tokens = [""] * 4
+        if one.prefetched is not None:
+            tokens = [f"{count:,}" for count in astuple(one.prefetched)]
+        rows.append((one.arm.title, f"{one.served_from_device():.1%}", *tokens))
+    return rows
 
 
 def sentence(result: DemoResult) -> str:
@@ -118,6 +135,16 @@ def _compared(comparison: Comparison) -> str:
     )
 
 
+def _table(columns: Sequence[str]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
 def _notes(result: DemoResult) -> list[str]:
     rounds = result.arms[0].rounds
     lines = [
@@ -125,6 +152,16 @@ def _notes(result: DemoResult) -> list[str]:
         f"{rounds}; wall: all {rounds} rounds, without the engine's start.",
         "Best possible: the clairvoyant optimum for a cache of all tiers together, in tokens.",
     ]
+    if any(one.arm.setting.host_tokens for one in result.arms):
+        lines.append(
+            "From device: calls that hit and loaded nothing from the host, of those in rounds "
+            f"{FIRST_WARM_ROUND} to {rounds}."
+        )
+    if any(one.arm.prefetch for one in result.arms):
+        lines.append(
+            "Loaded ahead: tokens copied to the device before a call asked for them, in all "
+            "rounds; wasted: evicted unread; late: used, but not there in time."
+        )
     last_arms = {one.arm.setting.name: one for one in result.arms}
     return lines + [_setting_note(one) for one in last_arms.values()]
 
@@ -160,9 +197,13 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
         "title": one.arm.title,
         "setting": one.arm.setting.name,
         "kvflow": one.arm.uses_kvflow,
+        "prefetch": one.arm.prefetch,
         "hit_rate": one.hit_rate(),
         "optimal_hit_rate": one.optimal_hit_rate(),
         "mirrored_hit_rate": one.mirrored_hit_rate(),
+        "served_from_device": one.served_from_device(),
+        "device_share": one.device_share(),
+        "prefetched_tokens": None if one.prefetched is None else asdict(one.prefetched),
         "ttft_p50_s": one.ttft_s(50),
         "ttft_p95_s": one.ttft_s(95),
         "wall_s": one.wall_s,

@@ -164,6 +164,12 @@ def _run_workflow(
 
 
 def _engine_options(arm: Arm, device: Device, service_url: str | None) -> EngineOptions:
+    env: dict[str, str] = {}
+    if service_url is not None:
+        env = {
+            "KVFLOW_SERVICE_URL": service_url,
+            "KVFLOW_PREFETCH": "on" if arm.prefetch else "off",
+        }
     return EngineOptions(
         model=MODEL,
         device=device,
@@ -173,7 +179,7 @@ def _engine_options(arm: Arm, device: Device, service_url: str | None) -> Engine
         max_total_tokens=arm.setting.device_tokens,
         hicache_ratio=arm.setting.hicache_ratio,
         extra_args=("--random-seed", str(SEED)),
-        env={} if service_url is None else {"KVFLOW_SERVICE_URL": service_url},
+        env=env,
     )
 
 

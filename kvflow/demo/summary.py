@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Final
 
 from kvflow.demo.arms import Arm
 from kvflow.demo.workflow import CallRecord
 
-__all__ = ["ArmResult", "Comparison", "DemoResult", "Difference", "percentile"]
+__all__ = [
+    "ArmResult",
+    "Comparison",
+    "DemoResult",
+    "Difference",
+    "PrefetchedTokens",
+    "percentile",
+]
 
 FIRST_WARM_ROUND = 2
 """In the first round every prompt is new to the cache, whatever its order."""
+
+_PREFETCH_SAMPLES: Final = (
+    'kvflow_prefetched_tokens_total{copy="load"}',
+    *(
+        f'kvflow_prefetch_outcome_tokens_total{{outcome="{outcome}"}}'
+        for outcome in ("used", "wasted", "late")
+    ),
+)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -28,6 +44,23 @@ def percentile(values: Sequence[float], percent: float) -> float:
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchedTokens:
+    """What the plugin counted from the engine's start on.
+
+    Attributes:
+        loaded: copied from host to device ahead of a call.
+        used: read by a call, once or more often.
+        wasted: evicted before a call read them. What is neither used nor wasted still waits.
+        late: still on their way when a call needed them; they are among those used.
+    """
+
+    loaded: int
+    used: int
+    wasted: int
+    late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +109,30 @@ class ArmResult:
     ) -> float | None:
         """The share for ``mirrored_hits``; None if they are not known."""
         return self._known_share(self.mirrored_hits, first_round, last_round)
+
+    def served_from_device(self, first_round: int = FIRST_WARM_ROUND) -> float:
+        """Share of the calls from ``first_round`` on that hit and loaded nothing from the host.
+
+        A call that hits nothing is not among them, one that hits a part of its prompt is.
+        """
+        answers = [one.answer for one in self.records if one.round >= first_round]
+        served = [one.cached_tokens > 0 and one.host_tokens == 0 for one in answers]
+        return sum(served) / len(served)
+
+    def device_share(self, first_round: int = FIRST_WARM_ROUND) -> float | None:
+        """Share of the cached tokens that were on the device already; None if none were cached."""
+        answers = [one.answer for one in self.records if one.round >= first_round]
+        cached = sum(one.cached_tokens for one in answers)
+        return 1 - sum(one.host_tokens for one in answers) / cached if cached else None
+
+    @property
+    def prefetched(self) -> PrefetchedTokens | None:
+        """None in an arm without prefetch, and where the engine does not tell."""
+        counted = [self.kvflow_metrics.get(name) for name in _PREFETCH_SAMPLES]
+        known = [int(tokens) for tokens in counted if tokens is not None]
+        if not self.arm.prefetch or len(known) < len(counted):
+            return None
+        return PrefetchedTokens(*known)
 
     def ttft_s(self, percent: float, first_round: int = FIRST_WARM_ROUND) -> float:
         """A percentile of the time to first token over the calls from ``first_round`` on."""
@@ -143,10 +200,13 @@ class DemoResult:
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """One per setting of which both arms ran."""
+        """One per KVFlow arm, in their order, with the stock arm of its setting if that ran."""
         stock = {one.arm.setting.name: one for one in self.arms if not one.arm.uses_kvflow}
-        kvflow = {one.arm.setting.name: one for one in self.arms if one.arm.uses_kvflow}
-        return tuple(Comparison(stock[name], kvflow[name]) for name in stock if name in kvflow)
+        return tuple(
+            Comparison(stock[one.arm.setting.name], one)
+            for one in self.arms
+            if one.arm.uses_kvflow and one.arm.setting.name in stock
+        )
 
     @property
     def differences(self) -> tuple[Difference, ...]:

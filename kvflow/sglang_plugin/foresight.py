@@ -61,10 +61,14 @@ class Foresight:
     Args:
         cache: the first rank's.
         max_loading_tokens: device loads under way at most.
+        plans: whether to plan at all; if not, it only measures.
     """
 
-    def __init__(self, cache: KVFlowRadixCache, max_loading_tokens: int) -> None:
+    def __init__(
+        self, cache: KVFlowRadixCache, max_loading_tokens: int, *, plans: bool = True
+    ) -> None:
         self._cache = cache
+        self._plans = plans
         self._max_loading_tokens = max_loading_tokens
         self._timer = StepTimer()
         self._transitions = TransitionCounts()
@@ -89,7 +93,7 @@ class Foresight:
     @property
     def pending(self) -> bool:
         """Whether there may be something to plan soon."""
-        return bool(self._cache.kvflow_weights.near_agents)
+        return self._plans and bool(self._cache.kvflow_weights.near_agents)
 
     def steps_changed(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
         """A workflow went on: learn how long steps take and what follows what."""
@@ -132,7 +136,9 @@ class Foresight:
         """
         now_s = time.monotonic()
         cache = self._cache
-        if not (cache.kvflow_changed or (self.pending and now_s >= self._next_s)):
+        if not self._plans or not (
+            cache.kvflow_changed or (self.pending and now_s >= self._next_s)
+        ):
             return []
         cache.kvflow_changed = False
         self._next_s = now_s + REPLAN_S

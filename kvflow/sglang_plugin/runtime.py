@@ -126,8 +126,10 @@ class PluginRuntime:
         obstacle = prefetch_obstacle(ctx.server_args, cache)
         if obstacle is not None and self._settings.prefetch:
             logger.info("KVFlow: nothing is prefetched: %s", obstacle)
-        if obstacle is None and self._settings.prefetch and params.pp_rank == 0:
-            self._foresight = Foresight(cache, self._settings.prefetch_max_tokens)
+        if obstacle is None and params.pp_rank == 0:
+            self._foresight = Foresight(
+                cache, self._settings.prefetch_max_tokens, plans=self._settings.prefetch
+            )
         return cache
 
     def add_messages(self, recv_reqs: list[Any] | None, *args: Any, **kwargs: Any) -> Any:

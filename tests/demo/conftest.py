@@ -15,6 +15,16 @@ from tests.demo.wire import ChatWire
 
 AnswerMaker = Callable[..., Answer]
 
+METRICS = {
+    'kvflow_prefetched_tokens_total{copy="load"}': 900.0,
+    'kvflow_prefetched_tokens_total{copy="fetch"}': 1.0,
+    'kvflow_prefetch_outcome_tokens_total{outcome="used"}': 700.0,
+    'kvflow_prefetch_outcome_tokens_total{outcome="wasted"}': 50.0,
+    'kvflow_prefetch_outcome_tokens_total{outcome="cancelled"}': 2.0,
+    'kvflow_prefetch_outcome_tokens_total{outcome="late"}': 30.0,
+}
+"""What the plugin counts of prefetch, as its engine tells it."""
+
 
 def make_answer(
     text: str = "Yes.",
@@ -23,6 +33,7 @@ def make_answer(
     cached_tokens: int = 0,
     ttft_s: float = 1.0,
     total_s: float = 2.0,
+    host_tokens: int = 0,
     output_ids: Sequence[int] = (7, 8, 9),
     prompt_ids: Sequence[int] | None = None,
 ) -> Answer:
@@ -32,7 +43,7 @@ def make_answer(
         output_ids=tuple(output_ids),
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
-        host_tokens=0,
+        host_tokens=host_tokens,
         output_tokens=len(output_ids),
         ttft_s=ttft_s,
         total_s=total_s,

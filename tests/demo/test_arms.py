@@ -6,10 +6,30 @@ from kvflow.demo.arms import ARMS, DEFAULT_ARMS, SETTINGS, choose_arms
 from kvflow.errors import InvalidInputError
 
 
-def test_arms_of_a_setting_differ_in_the_cache_only() -> None:
-    for setting in SETTINGS.values():
-        arms = [arm for arm in ARMS.values() if arm.setting is setting]
-        assert [arm.radix for arm in arms] == ["stock", "kvflow"]
+@pytest.mark.parametrize(
+    ("setting", "caches"),
+    [
+        ("device-only", [("stock", False), ("kvflow", False)]),
+        ("small-host", [("stock", False), ("kvflow", True), ("kvflow", False)]),
+        ("large-host", [("stock", False), ("kvflow", True), ("kvflow", False)]),
+    ],
+)
+def test_a_setting_is_run_with_stock_and_where_there_is_a_host_pool_without_prefetch_too(
+    setting: str, caches: list[tuple[str, bool]]
+) -> None:
+    arms = [arm for arm in ARMS.values() if arm.setting.name == setting]
+    assert [(arm.radix, arm.prefetch) for arm in arms] == caches
+
+
+def test_an_arm_without_prefetch_is_named_so() -> None:
+    arm = ARMS["kvflow+hicache-noprefetch"]
+    assert arm.title == "KVFlow with HiCache, no prefetch"
+    assert not arm.prefetch
+    assert ARMS["kvflow+hicache"].prefetch
+    assert set(DEFAULT_ARMS) == {name for name in ARMS if "noprefetch" not in name} - {
+        "stock+large-hicache",
+        "kvflow+large-hicache",
+    }
 
 
 def test_the_default_has_a_setting_without_and_one_with_a_host_pool() -> None:
@@ -35,5 +55,5 @@ def test_wrong_arms_are_refused_with_those_there_are(names: list[str], word: str
 def test_tier_sizes_are_those_sglang_works_out() -> None:
     # As in its log: "Allocating kv hierarchical KV host pool: 4624 tokens".
     assert SETTINGS["small-host"].host_tokens == 4624
-    assert SETTINGS["small-host"].capacity_tokens == 1536 + 4624
+    assert SETTINGS["small-host"].capacity_tokens == 2048 + 4624
     assert SETTINGS["device-only"].capacity_tokens == 6144

@@ -47,7 +47,7 @@ def test_without_options_four_arms_run_for_three_rounds(
 
 def test_figures_go_to_the_file_named(ran: list[DemoOptions], tmp_path: Path) -> None:
     command.demo(json_file=str(tmp_path / "figures.json"), arms="all")
-    assert len(ran[0].arms) == 6
+    assert len(ran[0].arms) == 8
     assert '"outputs_identical": true' in (tmp_path / "figures.json").read_text()
 
 

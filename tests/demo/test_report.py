@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import tables
 from kvflow.demo.arms import ARMS
-from kvflow.demo.report import render, sentence, table_rows, to_json
+from kvflow.demo.report import render, sentence, table_rows, tier_rows, to_json
 from kvflow.demo.summary import DemoResult
-from tests.demo.conftest import make_answer, make_arm, make_result
+from tests.demo.conftest import METRICS, make_answer, make_arm, make_result
 
 FOUR = ("stock", "kvflow", "stock+hicache", "kvflow+hicache")
 
@@ -79,6 +80,42 @@ def test_the_table_has_a_group_per_setting(result: DemoResult) -> None:
     ]
 
 
+def test_the_second_table_has_arms_with_a_host_pool_and_counts_of_those_that_prefetch() -> None:
+    busy = {**METRICS, 'kvflow_prefetched_tokens_total{copy="load"}': 12_345.0}
+    names = ("kvflow", "stock+hicache", "kvflow+hicache", "kvflow+hicache-noprefetch")
+    arms = [
+        replace(make_arm(name, warm_hits=78 if "kvflow" in name else 0), kvflow_metrics=busy)
+        for name in names
+    ]
+    assert tier_rows(make_result(*arms)) == [
+        ("stock SGLang with HiCache", "0.0%", "", "", "", ""),
+        ("KVFlow with HiCache", "100.0%", "12,345", "700", "50", "30"),
+        ("KVFlow with HiCache, no prefetch", "100.0%", "", "", "", ""),
+    ]
+
+
+def test_json_has_what_became_of_prefetch() -> None:
+    arm = replace(make_arm("kvflow+hicache", warm_hits=78), kvflow_metrics=METRICS)
+    other = make_arm("kvflow+hicache-noprefetch")
+    written, without = to_json(make_result(arm, other))["arms"]
+    assert written["prefetch"] is True
+    assert (written["served_from_device"], written["device_share"]) == (1.0, 1.0)
+    assert written["prefetched_tokens"] == {"loaded": 900, "used": 700, "wasted": 50, "late": 30}
+    assert without["prefetch"] is False
+    assert (without["served_from_device"], without["device_share"]) == (0.0, None)
+    assert without["prefetched_tokens"] is None
+
+
+def test_the_results_table_reads_the_json_and_one_without_figures_of_prefetch() -> None:
+    document = to_json(make_result(make_arm("kvflow"), make_arm("kvflow+hicache", warm_hits=78)))
+    single, tiered = tables.demo(document).splitlines()[2:4]
+    assert single.split("|")[5].strip() == ""
+    assert tiered.split("|")[5].strip() == "100%"
+    for arm in document["arms"]:
+        del arm["served_from_device"]
+    assert tables.demo(document).splitlines()[3] == tiered.replace("100%", "")
+
+
 def test_the_sentence_says_ratios_and_optimum_and_that_outputs_agree(result: DemoResult) -> None:
     text = sentence(result)
     assert text.startswith("KVFlow found 78.0% of the prompt tokens in cache")
@@ -109,24 +146,31 @@ def test_the_sentence_does_not_hide_other_outputs(result: DemoResult) -> None:
 def test_what_is_printed_fits_a_terminal() -> None:
     console = pytest.importorskip("rich.console")
     written = io.StringIO()
-    every = make_result(*(make_arm(name, warm_hits=78, wall_s=100.0) for name in ARMS))
+    arms = (make_arm(name, warm_hits=78, wall_s=100.0) for name in ARMS)
+    busy = dict.fromkeys(METRICS, 12_345.0)
+    every = make_result(*(replace(arm, kvflow_metrics=busy) for arm in arms))
     render(every, console.Console(file=written, width=80))
     lines = [line.rstrip() for line in written.getvalue().splitlines()]
     (head,) = [line for line in lines if line.startswith("   ") and "possible" in line]
-    table = lines[lines.index(head) : lines.index(head) + 11]
-    assert [line[:34].strip() for line in table[2:]] == [
+    table = lines[lines.index(head) : lines.index(head) + 13]
+    assert [line[:38].strip() for line in table[2:]] == [
         "device-only:",
         "stock SGLang",
         "KVFlow",
         "small-host:",
         "stock SGLang with HiCache",
         "KVFlow with HiCache",
+        "KVFlow with HiCache, no prefetch",
         "large-host:",
-        "stock SGLang with a large HiCache",
-        "KVFlow with a large HiCache",
+        "stock SGLang with large HiCache",
+        "KVFlow with large HiCache",
+        "KVFlow with large HiCache, no prefetch",
     ]
-    assert table[3][34:].split() == ["0.780", "0.800", "1.00", "s", "1.00", "s", "100.0", "s"]
-    assert max(map(len, table)) <= 80
+    assert table[3][38:].split() == ["0.780", "0.800", "1.00", "s", "1.00", "s", "100.0", "s"]
+    (second,) = [line for line in lines if line.startswith("   ") and "wasted" in line]
+    tiers = lines[lines.index(second) : lines.index(second) + 9]
+    assert tiers[4][38:].split() == ["100.0%", *["12,345"] * 4]
+    assert max(map(len, [*table, *tiers])) <= 80
     assert "…" not in written.getvalue()
 
 
@@ -135,5 +179,5 @@ def test_the_notes_say_what_a_mirroring_host_can_reach() -> None:
     written = io.StringIO()
     arm = replace(make_arm("kvflow+hicache"), mirrored_hits=[0] * 10 + [50] * 20)
     render(make_result(arm), console.Console(file=written, width=80))
-    assert "1,536 tokens on the device, 4,624 on the host" in written.getvalue()
+    assert "2,048 tokens on the device, 4,624 on the host" in written.getvalue()
     assert "of the host's size alone is 0.500." in written.getvalue()

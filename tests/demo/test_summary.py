@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvflow.demo.summary import ArmResult, percentile
-from tests.demo.conftest import make_answer, make_arm, make_result
+from kvflow.demo.summary import ArmResult, PrefetchedTokens, percentile
+from tests.demo.conftest import METRICS, make_answer, make_arm, make_result
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,53 @@ def test_the_optimum_of_a_mirroring_host_is_known_where_there_is_one() -> None:
     assert arm.mirrored_hit_rate() == pytest.approx(0.5)
 
 
+def _with_tiers(name: str, tiers: list[tuple[int, int]]) -> ArmResult:
+    """An arm whose last calls found so many tokens in cache, and so many of these on the host."""
+    arm = make_arm(name, rounds=2)
+    records = list(arm.records)
+    for place, (cached, host) in enumerate(tiers, start=len(records) - len(tiers)):
+        answer = make_answer(cached_tokens=cached, host_tokens=host)
+        records[place] = replace(records[place], answer=answer)
+    return replace(arm, records=records)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "served", "share"),
+    [
+        ([], 0.0, None),
+        ([(80, 0)] * 10, 1.0, 1.0),
+        ([(80, 80)] * 10, 0.0, 0.0),
+        ([(80, 16)] * 10, 0.0, 0.8),
+        ([(80, 0), (80, 0), (40, 40)], 0.2, 0.8),
+        ([(80, 80)] * 10 + [(80, 0)] * 10, 1.0, 1.0),
+    ],
+)
+def test_served_from_the_device_are_calls_that_hit_and_loaded_nothing(
+    tiers: list[tuple[int, int]], served: float, share: float | None
+) -> None:
+    arm = _with_tiers("kvflow+hicache", tiers)
+    assert arm.served_from_device() == pytest.approx(served)
+    assert arm.device_share() == (None if share is None else pytest.approx(share))
+
+
+def test_the_first_round_is_not_served_from_the_device_unless_asked_for() -> None:
+    arm = _with_tiers("kvflow+hicache", [(80, 80)] * 10 + [(80, 0)] * 10)
+    assert arm.served_from_device(1) == pytest.approx(0.5)
+    assert arm.device_share(1) == pytest.approx(0.5)
+
+
+def test_prefetched_tokens_are_the_plugins() -> None:
+    arm = replace(make_arm("kvflow+hicache"), kvflow_metrics=METRICS)
+    assert arm.prefetched == PrefetchedTokens(loaded=900, used=700, wasted=50, late=30)
+
+
+def test_without_prefetch_or_its_figures_there_are_no_prefetched_tokens() -> None:
+    without = replace(make_arm("kvflow+hicache-noprefetch"), kvflow_metrics=METRICS)
+    assert without.prefetched is None
+    partly = {name: tokens for name, tokens in METRICS.items() if "late" not in name}
+    assert replace(make_arm("kvflow+hicache"), kvflow_metrics=partly).prefetched is None
+
+
 def test_the_first_round_is_not_in_the_ttft_unless_asked_for() -> None:
     arm = make_arm("stock", ttft_s=1.0)
     assert arm.ttft_s(50) == arm.ttft_s(95) == 1.0
@@ -87,6 +134,16 @@ def test_only_arms_of_one_setting_are_compared() -> None:
     (comparison,) = make_result(*arms).comparisons
     assert (comparison.stock.arm.name, comparison.kvflow.arm.name) == ("stock", "kvflow")
     assert make_result(arms[0], arms[2]).comparisons == ()
+
+
+def test_each_kvflow_arm_is_compared_with_stock() -> None:
+    names = ("stock", "kvflow", "stock+hicache", "kvflow+hicache", "kvflow+hicache-noprefetch")
+    comparisons = make_result(*map(make_arm, names)).comparisons
+    assert [(one.stock.arm.name, one.kvflow.arm.name) for one in comparisons] == [
+        ("stock", "kvflow"),
+        ("stock+hicache", "kvflow+hicache"),
+        ("stock+hicache", "kvflow+hicache-noprefetch"),
+    ]
 
 
 def _with_other_answer(arm: ArmResult, index: int) -> ArmResult:

@@ -42,6 +42,14 @@ def test_pools_hold_only_part_of_the_prompts_where_they_should(
     assert SETTINGS["large-host"].host_tokens > total + 3 * questions
 
 
+@pytest.mark.timeout(900)
+def test_a_small_device_holds_the_running_prompt_and_the_next_but_no_third(
+    prompt_tokens: dict[str, int],
+) -> None:
+    shortest, *_, longest = sorted(prompt_tokens.values())
+    assert 2 * (longest + 150) < SETTINGS["small-host"].device_tokens < 3 * shortest + 2 * 50
+
+
 def test_prompts_are_text_of_their_own() -> None:
     sentences = Counter(
         sentence

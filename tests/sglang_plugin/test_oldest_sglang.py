@@ -26,7 +26,7 @@ def overlay() -> dict[str, str]:
     return {"PYTHONPATH": str(OVERLAY), "KVFLOW_SERVICE_URL": "off"}
 
 
-@pytest.mark.parametrize("hicache_ratio", [None, 1.5])
+@pytest.mark.parametrize("hicache_ratio", [None, 3.0])
 def test_ring_hits_what_lru_loses(
     engines: Engines, overlay: dict[str, str], hicache_ratio: float | None
 ) -> None:
@@ -42,5 +42,7 @@ def test_ring_hits_what_lru_loses(
     answers = [ring.round(engine, number) for number in range(3)]
     assert hit_rate(answers[1] + answers[2]) > 0.4
     assert engine.metric("kvflow_evicted_tokens_total", kind="prefix", tier="device") > 0
+    if hicache_ratio is not None:
+        assert engine.metric("kvflow_prefetch_outcome_tokens_total", outcome="used") > 0
     assert "Traceback" not in engine.log().partition("fired up")[2]
     engines.stop(engine)
