@@ -312,10 +312,14 @@ class Engine:
         self.cache.apply_control(ServiceUpdate(workflows=(update,)))
 
     def compute(
-        self, prompt: Sequence[int], agent: str | None = None, workflow: str = WORKFLOW
+        self,
+        prompt: Sequence[int],
+        agent: str | None = None,
+        workflow: str = WORKFLOW,
+        **fields: Any,
     ) -> None:
         """A request from its arrival to its end, with nothing beside it."""
-        req = self.submit(prompt, (0,), agent, workflow)
+        req = self.submit(prompt, (0,), agent, workflow, **fields)
         while req in self.waiting or req is self.chunked:
             assert self.form() is not None, "there is no room for the request"
             self.finish_launched()
@@ -630,7 +634,8 @@ class Engine:
         in_tree = self.cache.evictable_size() + self.cache.protected_size()
         free = self.allocator.available_size()
         assert free + in_tree + held == self.capacity_tokens, (free, in_tree, held)
-        nodes = [node for node, _ in self.nodes()]
+        root = self.cache.tree_core.root_node
+        nodes = [node for node in self.cache.tree_core._collect_all_nodes() if node is not root]
         on_host = sum(
             len(data.host_value)
             for node in nodes
@@ -649,7 +654,7 @@ class Engine:
         if self.cache.ongoing_load_back:
             core.full_host_duplicates = known | {
                 node.id: node
-                for node, _ in self.nodes()
+                for node in core._collect_all_nodes()
                 if core._is_settled_full_host_duplicate(node)
             }
         try:
@@ -696,14 +701,19 @@ class Engine:
 
 def rows_of_path(path: Sequence[int], layer: int) -> tuple[Any, Any]:
     """K and V that a model with these layers computes for these tokens."""
-    digest, parts = 0, []
-    for token in path:
-        digest = (digest * 1_000_003 + token + 1) & 0xFFFFFFFFFF
-        parts.append((digest & 0xFFFFF, digest >> 20))
-    rows = torch.empty(2, len(parts), DIM)
-    if parts:
-        rows[:, :, :2] = torch.tensor(parts, dtype=torch.float32)
+    rows = torch.empty(2, len(path), DIM)
+    rows[:, :, :2] = _digests(tuple(path))
     rows[:, :, 2] = layer
     rows[0, :, 3] = 0
     rows[1, :, 3] = 1
     return rows[0], rows[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _digests(path: tuple[int, ...]) -> Any:
+    """Per token, two numbers that depend on it and on all before it."""
+    digest, parts = 0, []
+    for token in path:
+        digest = (digest * 1_000_003 + token + 1) & 0xFFFFFFFFFF
+        parts.append((digest & 0xFFFFF, digest >> 20))
+    return torch.tensor(parts, dtype=torch.float32).reshape(-1, 2)

@@ -94,7 +94,6 @@ def test_a_load_ends_where_it_is_told(page_size: int, end_tokens: int, loaded: i
         engine.check_content()
 
 
-@pytest.mark.xfail(strict=True, reason="less than a page of a node loads all of it")
 def test_less_than_a_page_does_not_load_more_than_asked_for() -> None:
     with build_engine(page_size=4) as engine:
         engine.steps(1, a1=1)
@@ -256,11 +255,6 @@ def test_without_the_wait_it_reads_what_is_not_there(
     assert "K of 40/40 tokens" in engine.wrong[0]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a request that computed what is being loaded takes the loaded rows over when it is "
-    "checkpointed, and its decode steps do not wait for the copy",
-)
 def test_decoding_waits_for_rows_that_were_taken_over(engine: Engine) -> None:
     engine.steps(1, a1=1)
     agent = know(engine, 1)

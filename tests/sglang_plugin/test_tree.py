@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from kvflow.graph import INFINITE_STEPS
 from kvflow.sglang_plugin.control import LeaseLost, ServiceUpdate, WorkflowUpdate
+from kvflow.sglang_plugin.transfers import needed_sooner
 from tests.sglang_plugin.caches import (
     EOS,
     FULL,
@@ -155,7 +157,7 @@ class TestPartialEviction:
         assert [cached_tokens(cache, prompt(n, 1000)) for n in range(2)] == [1000, 0]
 
 
-class TestEvictingFor:
+class TestEvictingBelow:
     """Eviction that makes room for something brought ahead of need."""
 
     def test_takes_what_ranks_below_and_stops_there(self, cache: Any) -> None:
@@ -165,21 +167,45 @@ class TestEvictingFor:
         insert(cache, prompt(9, 30))
         key = cache.tree_core.rank(node_of(cache, "b"))
         assert cache.tree_core.reclaimable_tokens(key, 10_000) == 230
-        with cache.evicting_for(node_of(cache, "b")):
+        with cache.evicting_below(key):
             assert evict(cache, 1000) == 230
         assert [cached_tokens(cache, prompt(n)) for n in range(4)] == [100, 100, 0, 0]
 
-    def test_equal_steps_are_not_displaced(self, cache: Any) -> None:
+    def test_of_two_alike_the_one_read_longer_ago(self, cache: Any) -> None:
         steps(cache, a=2, b=2)
         call(cache, "a", prompt(0))
         call(cache, "b", prompt(1))
-        newer, older = node_of(cache, "b"), node_of(cache, "a")
-        assert cache.tree_core.reclaimable_tokens(cache.tree_core.rank(older), 1) == 0
-        with cache.evicting_for(older):
+        newer, older = (cache.tree_core.rank(node_of(cache, agent)) for agent in "ba")
+        assert cache.tree_core.reclaimable_tokens(older, 1) == 0
+        with cache.evicting_below(older):
             assert evict(cache, 100) == 0
-        with cache.evicting_for(newer):  # of two alike the one read longer ago
+        with cache.evicting_below(newer):
             assert evict(cache, 100) == 100
         assert cached_tokens(cache, prompt(1)) == 100
+
+    @pytest.mark.parametrize("length", [50, 100, 150])
+    def test_what_is_needed_as_soon_is_not_displaced_whatever_its_depth_and_age(
+        self, cache: Any, length: int
+    ) -> None:
+        steps(cache, a=2, b=2, c=3)
+        call(cache, "b", prompt(1, length))
+        call(cache, "a", prompt(0))
+        key = needed_sooner(prefix_owner(cache, "a"))
+        assert cache.tree_core.reclaimable_tokens(key, 1000) == 0
+        with cache.evicting_below(key):
+            assert evict(cache, 1000) == 0
+        call(cache, "c", prompt(2))
+        assert cache.tree_core.reclaimable_tokens(key, 1000) == 100
+        with cache.evicting_below(key):
+            assert evict(cache, 1000) == 100
+        assert cached_tokens(cache, prompt(2)) == 0
+
+    def test_for_what_nobody_needs_only_suffixes_older_than_time_go(self, cache: Any) -> None:
+        steps(cache, a=INFINITE_STEPS, b=1)
+        call(cache, "a", prompt(0))
+        insert(cache, prompt(9))
+        with cache.evicting_below(needed_sooner(prefix_owner(cache, "a"))):
+            assert evict(cache, 1000) == 0
 
     def test_a_victim_gives_up_its_tail_only(self, cache: Any) -> None:
         steps(cache, a=1, b=2)
@@ -187,7 +213,7 @@ class TestEvictingFor:
         call(cache, "b", prompt(1, 1000))
         key = cache.tree_core.rank(node_of(cache, "a"))
         assert cache.tree_core.reclaimable_tokens(key, 200) == 200
-        with cache.evicting_for(node_of(cache, "a")):
+        with cache.evicting_below(key):
             assert evict(cache, 200) == 200
         assert cached_tokens(cache, prompt(1, 1000)) == 800
         assert cached_tokens(cache, prompt(0)) == 100
@@ -202,7 +228,7 @@ class TestEvictingFor:
         key = cache.tree_core.rank(node_of(cache, "b"))
         # Two suffixes; c's own part under them counts for neither, as it has two children.
         assert cache.tree_core.reclaimable_tokens(key, 10_000) == 50
-        with cache.evicting_for(node_of(cache, "b")):
+        with cache.evicting_below(key):
             assert evict(cache, 1000) == 90
         assert cached_tokens(cache, [*shared, *prompt(2, 40)]) == 100
         assert cached_tokens(cache, prompt(1, 100)) == 100
@@ -215,10 +241,9 @@ class TestEvictingFor:
         cache.inc_lock_ref(node_of(cache, "b").id)
         key = cache.tree_core.rank(node_of(cache, "a"))
         assert cache.tree_core.reclaimable_tokens(key, 10_000) == 20
-        with cache.evicting_for(node_of(cache, "a")):
+        with cache.evicting_below(key):
             assert evict(cache, 1000) == 20
 
-    @pytest.mark.xfail(strict=True, reason="the index knows a leaf's recency as it was ranked last")
     def test_what_was_read_meanwhile_is_not_counted(self, cache: Any) -> None:
         steps(cache, a=2, b=2)
         call(cache, "b", prompt(1))
@@ -230,7 +255,8 @@ class TestEvictingFor:
     def test_limits_nothing_afterwards(self, cache: Any) -> None:
         steps(cache, a=1)
         call(cache, "a", prompt(0))
-        with pytest.raises(RuntimeError), cache.evicting_for(node_of(cache, "a")):
+        key = cache.tree_core.rank(node_of(cache, "a"))
+        with pytest.raises(RuntimeError), cache.evicting_below(key):
             raise RuntimeError
         assert evict(cache, 100) == 100
 
@@ -254,12 +280,11 @@ class TestEvictingFor:
             nodes = [node for node in core._collect_all_nodes() if node is not core.root_node]
             in_use = rng.choice(nodes).id
             lock = cache.inc_lock_ref(in_use)
-            candidate = rng.choice(nodes)
-            key, wanted = core.rank(candidate), rng.randrange(1, 400)
+            key, wanted = core.rank(rng.choice(nodes)), rng.randrange(1, 400)
             above = {node: len(node.key) for node in nodes if not core.rank(node) < key}
             reclaimable = core.reclaimable_tokens(key, wanted)
             assert reclaimable <= wanted
-            with cache.evicting_for(candidate):
+            with cache.evicting_below(key):
                 freed = evict(cache, wanted)
             assert freed >= reclaimable
             left = {node: len(node.key) for node in core._collect_all_nodes()}
@@ -386,7 +411,11 @@ class TestHostTier:
 
 def node_of(cache: Any, agent: str) -> Any:
     """The last node of an agent's fixed prefix."""
-    return cache.chain(cache.kvflow_weights.prefix_owner(CLIENT, agent, (None, None)))[-1]
+    return cache.chain(prefix_owner(cache, agent))[-1]
+
+
+def prefix_owner(cache: Any, agent: str) -> Any:
+    return cache.kvflow_weights.prefix_owner(CLIENT, agent, (None, None))
 
 
 def _host_paths(cache: Any) -> set[int]:
