@@ -427,6 +427,14 @@ class KVFlowRadixCache(UnifiedRadixCache):
             tokens = tokens + _tokens(req.output_ids)
         return TokenPath(tokens, req.extra_key, getattr(req, "cache_salt", None))
 
+    def arriving_prompt(self, request: Any) -> TokenPath | None:
+        """The same of a request on its way from the tokenizer; None for anything else."""
+        input_ids = getattr(request, "input_ids", None)
+        if not input_ids:
+            return None
+        salt = getattr(request, "cache_salt", None)
+        return TokenPath(_tokens(input_ids), getattr(request, "extra_key", None), salt)
+
     def peek_request(self, req: Any) -> list[tuple[Any, int]]:
         """``peek`` for a waiting request."""
         return self.peek(*self.prompt(req))

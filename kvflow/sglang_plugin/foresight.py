@@ -43,7 +43,10 @@ REPLAN_S: Final = 0.02
 """Plans are made anew when something changed, and this often while agents are near."""
 
 CHUNK_S: Final = 0.05
-"""A load is cut to what the link carries in this time: a request's own load waits no longer."""
+"""A load is cut to what the link carries in this time, or until the scheduler's next step if that
+is later: a request's own load cannot begin earlier than that, so it waits about this long at most.
+"""
+MAX_CHUNK_S: Final = 0.5
 
 FETCH_AGAIN_S: Final = 1.0
 """How long to leave a path alone of which the storage tier had less than wanted, or for which
@@ -80,6 +83,8 @@ class Foresight:
         self._fetch_again_s: dict[int, float] = {}
         self._unfinished: dict[int, int] = {}
         self._next_s = 0.0
+        self._called_s = time.monotonic()
+        self._step_s = CHUNK_S
         cache.kvflow_weights.observer = self
         cache.kvflow_transfers.observer = self
         for tokens, seconds in cache.kvflow_calibration:
@@ -127,14 +132,15 @@ class Foresight:
         """A batch without loads computed so many tokens."""
         self._prefill.observe(tokens, seconds)
 
-    def messages(self, waiting: Sequence[Any], *, arriving: bool) -> list[ControlMessage]:
-        """What to copy now.
+    def messages(self, waiting: Sequence[Any], arriving: Sequence[Any]) -> list[ControlMessage]:
+        """What to copy now. Nothing is loaded ahead of what a request needs that has come.
 
         Args:
             waiting: the scheduler's waiting queue.
-            arriving: requests come with this step; nothing is loaded ahead of what they need.
+            arriving: what comes with this step: requests, as SGLang's tokenizer sends them.
         """
         now_s = time.monotonic()
+        self._note_step(now_s, arriving)
         cache = self._cache
         if not self._plans or not (
             cache.kvflow_changed or (self.pending and now_s >= self._next_s)
@@ -155,7 +161,7 @@ class Foresight:
             fetch_link=rates.fetch,
             loading_tokens=transfers.loading_tokens,
             fetching_tokens=transfers.fetching_tokens,
-            request_load_waiting=arriving or self._request_load_waiting(waiting),
+            request_load_waiting=self._load_needed(waiting, arriving),
             load_slot_free=transfers.slot_free(),
         )
         plan = plan_prefetch(candidates, view, self._limits(), self._room)
@@ -186,7 +192,7 @@ class Foresight:
     def _limits(self) -> PlannerLimits:
         link = self._load.link()
         page = self._cache.page_size
-        chunk = MIN_CHUNK_TOKENS if link is None else link.tokens_within(CHUNK_S)
+        chunk = MIN_CHUNK_TOKENS if link is None else link.tokens_within(self._step_s)
         chunk = min(max(chunk, MIN_CHUNK_TOKENS, page), max(self._max_loading_tokens, page))
         return PlannerLimits(
             page_tokens=page,
@@ -273,13 +279,28 @@ class Foresight:
         duplicates = int(cache.tree_core.host_duplicate_tokens())
         return free + duplicates + sum(len(node.key) for node in below)
 
-    def _request_load_waiting(self, waiting: Sequence[Any]) -> bool:
+    def _note_step(self, now_s: float, arriving: Sequence[Any]) -> None:
+        """Estimate when the scheduler comes back: after a decode, or after what arrives now."""
+        step_s = min(now_s - self._called_s, MAX_CHUNK_S)
+        self._called_s = now_s
+        prefill = self._prefill.link()
+        tokens = sum(len(getattr(request, "input_ids", None) or ()) for request in arriving)
+        if tokens and prefill is not None:
+            step_s = prefill.seconds(tokens)
+        self._step_s = min(max(step_s, CHUNK_S), MAX_CHUNK_S)
+
+    def _load_needed(self, waiting: Sequence[Any], arriving: Sequence[Any]) -> bool:
+        """Whether a request that waits, or comes now, finds a part of its prompt in host memory."""
         cache = self._cache
-        for req in waiting[:_WAITING_PEEKED]:
-            for node, _ in cache.peek_request(req):
-                if node.evicted and node.backuped:
-                    return True
-        return False
+        paths = [cache.prompt(req) for req in waiting[:_WAITING_PEEKED]]
+        paths += [
+            path
+            for request in arriving[:_WAITING_PEEKED]
+            if (path := cache.arriving_prompt(request)) is not None
+        ]
+        return any(
+            node.evicted and node.backuped for path in paths for node, _ in cache.peek(*path)
+        )
 
     def _useless_fetches(self) -> Iterator[CancelFetch]:
         for number in self._cache.kvflow_transfers.fetches:

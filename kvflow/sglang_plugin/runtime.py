@@ -151,9 +151,7 @@ class PluginRuntime:
             messages.append(Tick(self._tick_s, self._rates))
         if self._foresight is not None and self._scheduler is not None:
             try:
-                messages += self._foresight.messages(
-                    self._scheduler.waiting_queue, arriving=bool(recv_reqs)
-                )
+                messages += self._foresight.messages(self._scheduler.waiting_queue, recv_reqs)
             except Exception:
                 logger.exception("KVFlow: nothing is planned in this step; the engine goes on")
         return [*messages, *recv_reqs] if messages else None
