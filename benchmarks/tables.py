@@ -146,11 +146,9 @@ def graph_steps(result: Result) -> str:
 
 def prefetch_link(result: Result) -> str:
     """Loads ahead of need, by speed of the link."""
-    limit = result["limit"]["summary"]
-    rows = [["limit: all on the device", *_times(limit), "", "1.00", "", "", "", ""]]
-    rows += [
+    rows = [
         [
-            f"{arm['speed']}, {arm['kind']}",
+            f"{arm['speed']}, {'all on the device' if arm['kind'] == 'limit' else arm['kind']}",
             *_times(arm["summary"]),
             *(f"{arm['ratios'][f'ttft_p50_over_{name}']:.2f}" for name in ("stock", "limit")),
             *_counts(arm["prefetch"], "loaded", "used", "wasted", "late"),

@@ -6,7 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +36,7 @@ __all__ = [
     "arguments",
     "positive",
     "ring_round",
-    "run_ring",
+    "run_rings",
     "running",
 ]
 
@@ -44,6 +44,7 @@ RESULTS: Final = Path(__file__).parents[1] / "results"
 MODEL: Final = "smollm2"
 ENGINE_SEED: Final = 0
 _CALL_LIMIT_S: Final = 300.0
+WARM_UP_ROUNDS: Final = 2
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -216,24 +217,48 @@ def ring_round(
     return calls
 
 
-def run_ring(arm: Arm, ring: Ring, rounds: int, env: Mapping[str, str] = _NOTHING) -> ArmRun:
-    """A cold round, then ``rounds`` more, on an engine of the arm's own."""
-    print(f"{arm.name}: starting", flush=True)
-    with running(arm, env) as engine:
-        calls = ring_round(engine, ring, 0, ring.claims)
-        before = engine.metrics()
-        for number in range(1, rounds + 1):
-            calls += ring_round(engine, ring, number, ring.claims)
-        figures = prefetch_figures(before, engine.metrics())
-        run = ArmRun(arm, engine.flags, calls, figures)
-    summary = summarize(calls)
-    print(
-        f"{arm.name}: hit rate {summary['hit_rate']:.1%}, from the device "
-        f"{summary['served_from_device']:.0%}, TTFT {summary['ttft_p50_s']:.3f} s "
-        f"(p95 {summary['ttft_p95_s']:.3f} s)",
-        flush=True,
-    )
-    return run
+def run_rings(
+    arms: Sequence[Arm],
+    ring: Ring,
+    rounds: int,
+    env: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> dict[str, ArmRun]:
+    """Two rounds of warm-up, then ``rounds`` more, on one engine for each arm.
+
+    All engines live at the same time and take their rounds in turn, as the machine's speed changes
+    from minute to minute; an idle engine sleeps. The first round is cold, the second shows where
+    an agent's fixed prompt ends. ``env``: by arm, variables that are not written down.
+    """
+    print(f"starting {', '.join(arm.name for arm in arms)}", flush=True)
+    calls: dict[str, list[Call]] = {arm.name: [] for arm in arms}
+    before: dict[str, Mapping[str, float] | None] = {}
+    with ExitStack() as stack:
+        engines = {
+            arm.name: stack.enter_context(running(arm, env.get(arm.name, _NOTHING))) for arm in arms
+        }
+        for number in range(1 - WARM_UP_ROUNDS, rounds + 1):
+            for name, engine in engines.items():
+                if number == 1:
+                    before[name] = engine.metrics()
+                calls[name] += ring_round(engine, ring, number, ring.claims)
+        runs = {
+            arm.name: ArmRun(
+                arm,
+                engines[arm.name].flags,
+                calls[arm.name],
+                prefetch_figures(before[arm.name], engines[arm.name].metrics()),
+            )
+            for arm in arms
+        }
+    for name, run in runs.items():
+        summary = summarize(run.calls)
+        print(
+            f"{name}: hit rate {summary['hit_rate']:.1%}, from the device "
+            f"{summary['served_from_device']:.0%}, TTFT {summary['ttft_p50_s']:.3f} s "
+            f"(p95 {summary['ttft_p95_s']:.3f} s)",
+            flush=True,
+        )
+    return runs
 
 
 def arguments(description: str | None, result: str, rounds: int) -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """Loads ahead of need over links of several speeds, on a ring of agents.
 
 ``python -m benchmarks.prefetch.link`` runs, for each speed, stock SGLang with HiCache, KVFlow that
-only orders eviction, and KVFlow that prefetches too; and once the limit, stock SGLang whose device
-pool holds everything. The device pool of the others holds about 4 of the 10 prompts, the host pool
+only orders eviction, and KVFlow that prefetches too; and the limit, stock SGLang whose device pool
+holds everything. The device pool of the others holds about 4 of the 10 prompts, the host pool
 all of them. Calls come back to back, so a copy has to fit into the step before.
 
 A speed of X GB/s means X GB/s for a model whose KV is as large as Qwen2.5-32B's: the link is slowed
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.environment import describe_environment, write_result
-from benchmarks.prefetch.engines import ENGINE_SEED, MODEL, Arm, ArmRun, arguments, run_ring
+from benchmarks.prefetch.engines import ENGINE_SEED, MODEL, Arm, ArmRun, arguments, run_rings
 from benchmarks.prefetch.workload import Ring, differences
 from kvflow.engine import resolve_model
 from kvflow.engine.cpu_link import LINK_VARIABLE
@@ -112,40 +112,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     ring = Ring(agents=options.agents, seed=options.seed)
     kv_bytes = model_kv_bytes()
     runs: dict[str, ArmRun] = {}
-    limit = run_ring(Arm("limit", "stock", LIMIT_TOKENS), ring, options.rounds)
-    runs[limit.arm.name] = limit
-    limit_row = limit.written(kind="limit", speed=None)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    different: list[dict[str, Any]] = []
     for gb_per_s in options.speeds:
-        stock_row: dict[str, Any] | None = None
-        for kind, arm in zip(KINDS, arms(gb_per_s, kv_bytes), strict=True):
-            run = runs[arm.name] = run_ring(arm, ring, options.rounds)
-            row = run.written(kind=kind, speed=speed_name(gb_per_s), gb_per_s=gb_per_s)
-            stock_row = stock_row or row
-            rows.append({**row, "ratios": ratios(row, stock_row, limit_row)})
-            different = differences({name: one.calls for name, one in runs.items()})
-            write_result(
-                options.output,
-                {
-                    "environment": environment,
-                    "seeds": {"text": options.seed, "engine": ENGINE_SEED},
-                    "settings": {
-                        "agents": ring.agents,
-                        "prefix_tokens": ring.prefix_words,
-                        "question_tokens": ring.question_words,
-                        "output_tokens": ring.max_tokens,
-                        "measured_rounds": options.rounds,
-                        "device_tokens": DEVICE_TOKENS,
-                        "hicache_ratio": HICACHE_RATIO,
-                        "kv_bytes_per_token": kv_bytes,
-                    },
-                    "outputs_identical": not different,
-                    "differences": different,
-                    "limit": limit_row,
-                    "arms": rows,
-                    "took_s": time.monotonic() - begun_s,
+        speed = speed_name(gb_per_s)
+        group = [*arms(gb_per_s, kv_bytes), Arm(f"{speed}: limit", "stock", LIMIT_TOKENS)]
+        made = run_rings(group, ring, options.rounds)
+        runs |= made
+        written = [
+            run.written(kind=kind, speed=speed, gb_per_s=gb_per_s)
+            for kind, run in zip((*KINDS, "limit"), made.values(), strict=True)
+        ]
+        rows += [{**row, "ratios": ratios(row, written[0], written[-1])} for row in written]
+        different = differences({name: one.calls for name, one in runs.items()})
+        write_result(
+            options.output,
+            {
+                "environment": environment,
+                "seeds": {"text": options.seed, "engine": ENGINE_SEED},
+                "settings": {
+                    "agents": ring.agents,
+                    "prefix_tokens": ring.prefix_words,
+                    "question_tokens": ring.question_words,
+                    "output_tokens": ring.max_tokens,
+                    "measured_rounds": options.rounds,
+                    "device_tokens": DEVICE_TOKENS,
+                    "hicache_ratio": HICACHE_RATIO,
+                    "kv_bytes_per_token": kv_bytes,
                 },
-            )
+                "outputs_identical": not different,
+                "differences": different,
+                "arms": rows,
+                "took_s": time.monotonic() - begun_s,
+            },
+        )
     print(f"outputs identical: {not different}; {options.output}")
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.environment import describe_environment, write_result
-from benchmarks.prefetch.engines import ENGINE_SEED, Arm, ArmRun, arguments, run_ring
+from benchmarks.prefetch.engines import ENGINE_SEED, Arm, arguments, run_rings
 from benchmarks.prefetch.workload import Ring, differences
 
 __all__ = ["ARMS"]
@@ -43,45 +43,41 @@ ARMS: Final = (
 )
 
 
-def run_arm(arm: Arm, ring: Ring, rounds: int) -> ArmRun:
-    """Run the arm with a storage folder of its own, which is removed afterwards."""
-    with ExitStack() as stack:
-        env = {}
-        if arm.extra_args:
-            env[FOLDER_VARIABLE] = stack.enter_context(TemporaryDirectory(prefix="kvflow-storage-"))
-        return run_ring(arm, ring, rounds, env)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__, "storage", rounds=2)
+    parser = arguments(__doc__, "storage", rounds=1)
     parser.add_argument("--agents", type=int, default=16)
     options = parser.parse_args(argv)
     begun_s = time.monotonic()
     environment = describe_environment()
     ring = Ring(agents=options.agents, prefix_words=780, seed=options.seed)
-    runs: dict[str, ArmRun] = {}
-    rows: list[dict[str, Any]] = []
-    for arm in ARMS:
-        runs[arm.name] = run_arm(arm, ring, options.rounds)
-        rows.append(runs[arm.name].written(kind=arm.name))
-        different = differences({name: run.calls for name, run in runs.items()})
-        write_result(
-            options.output,
-            {
-                "environment": environment,
-                "seeds": {"text": options.seed, "engine": ENGINE_SEED},
-                "settings": {
-                    **asdict(ring),
-                    "measured_rounds": options.rounds,
-                    "device_tokens": DEVICE_TOKENS,
-                    "hicache_ratio": HICACHE_RATIO,
-                },
-                "outputs_identical": not different,
-                "differences": different,
-                "arms": rows,
-                "took_s": time.monotonic() - begun_s,
+    with ExitStack() as stack:
+        folders = {
+            arm.name: {
+                FOLDER_VARIABLE: stack.enter_context(TemporaryDirectory(prefix="kvflow-storage-"))
+            }
+            for arm in ARMS
+            if arm.extra_args
+        }
+        runs = run_rings(ARMS, ring, options.rounds, folders)
+    rows = [run.written(kind=name) for name, run in runs.items()]
+    different = differences({name: run.calls for name, run in runs.items()})
+    write_result(
+        options.output,
+        {
+            "environment": environment,
+            "seeds": {"text": options.seed, "engine": ENGINE_SEED},
+            "settings": {
+                **asdict(ring),
+                "measured_rounds": options.rounds,
+                "device_tokens": DEVICE_TOKENS,
+                "hicache_ratio": HICACHE_RATIO,
             },
-        )
+            "outputs_identical": not different,
+            "differences": different,
+            "arms": rows,
+            "took_s": time.monotonic() - begun_s,
+        },
+    )
     print(f"outputs identical: {not different}; {options.output}")
 
 

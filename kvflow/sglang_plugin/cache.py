@@ -62,6 +62,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
         self.kvflow_timelines: Timelines | None = None
         self.kvflow_paths: OrderedDict[int, TokenPath] = OrderedDict()
         self._paths_tokens = 0
+        self._backing_up = False
         self.kvflow_transfers = TransfersAhead(self)
         super().__init__(params)
         self.tree_core.watcher = self.kvflow_transfers
@@ -117,9 +118,12 @@ class KVFlowRadixCache(UnifiedRadixCache):
             logger.exception("KVFlow: loads could not be timed; they will be as they happen")
 
     def evict_host(self, num_tokens: int, *args: Any, **kwargs: Any) -> int:
-        """Make room for ``num_tokens``: SGLang asks for all of it whatever is free."""
+        """Make room for ``num_tokens``: for a fetch SGLang asks for all, whatever is free.
+
+        A backup states the shortfall (0.5.23, ``_execute_kv_backup``).
+        """
         shortfall = num_tokens - int(self.cache_controller.mem_pool_host.available_size())
-        if args or kwargs or not 0 < shortfall < num_tokens:
+        if args or kwargs or self._backing_up or not 0 < shortfall < num_tokens:
             return int(super().evict_host(num_tokens, *args, **kwargs))
         return int(super().evict_host(shortfall))
 
@@ -257,9 +261,11 @@ class KVFlowRadixCache(UnifiedRadixCache):
             component.kept_duplicates = frozenset(self.path_to(node_id))
         else:
             component.host_candidate_key = self.tree_core.rank(node)
+        self._backing_up = True
         try:
             return super()._execute_kv_backup(node_id, *args, **kwargs)
         finally:
+            self._backing_up = False
             component.host_candidate_key = None
             component.kept_duplicates = frozenset()
 

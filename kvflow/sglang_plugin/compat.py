@@ -1,19 +1,39 @@
 """Which SGLang versions the plugin was tried against, and what differs between them.
 
-| SGLang | FULL component module     | tree core chosen by   | finished request enters by |
-|--------|---------------------------|-----------------------|----------------------------|
-| 0.5.17 | components.full_component | environment variable  | cache_finished_req         |
-| 0.5.23 | components.full           | CacheInitParams field | checkpoint_into_tree       |
+|                             | 0.5.17                    | 0.5.23                |
+|-----------------------------|---------------------------|-----------------------|
+| FULL component module       | components.full_component | components.full       |
+| tree core chosen by         | environment variable      | CacheInitParams field |
+| finished request enters by  | cache_finished_req        | checkpoint_into_tree  |
+| unfinished one enters by    | cache_unfinished_req      | checkpoint_into_tree  |
+| load-back answers with      | tensor of indices         | count                 |
+| fetch ahead from storage    | no                        | yes                   |
+| a load waits for the stream | none                      | load_fence_stream     |
+| copies on both tiers        | not known                 | full_host_duplicates  |
 
-Common to both, private, and relied on (``sglang/srt/mem_cache/...``):
+Common to both, private, and relied on (``sglang/srt/...``; what the table has for 0.5.23 alone is
+used there alone):
 
-* ``unified_cache/unified_tree_core.py``: ``UnifiedTreeCore`` keeps ``evictable_device_leaves`` and
-  ``evictable_host_leaves`` up to date through ``add`` and ``discard`` alone; ``_split_node``
-  returns ``(upper node, action)``; ``_unregister_node`` is called for each node that leaves;
-* ``unified_cache/components``: ``FullComponent._evict_device_start/_next_node/_end`` and
+* ``mem_cache/unified_cache/unified_tree_core.py``: ``UnifiedTreeCore`` keeps
+  ``evictable_device_leaves`` and ``evictable_host_leaves`` up to date through ``add`` and
+  ``discard`` alone; ``_split_node`` returns ``(upper node, action)``; ``_unregister_node`` is
+  called for each node that leaves the tree, ``_demote`` for each that stays in host memory only;
+  ``_can_reclaim_full_host_duplicate`` and ``_release_full_host_duplicate`` (0.5.23);
+* ``mem_cache/unified_cache/components``: ``FullComponent._evict_device_start/_next_node/_end`` and
   ``drive_host_eviction`` choose the victims;
-* ``unified_radix_cache.py``: ``evict`` and (0.5.23) ``evict_for_alloc`` state the shortfall,
-  ``_execute_kv_backup`` writes one node to the host pool;
+* ``mem_cache/unified_radix_cache.py``: ``evict`` and (0.5.23) ``evict_for_alloc`` state the
+  shortfall, ``_execute_kv_backup`` writes one node to the host pool and states the shortfall to
+  ``evict_host``, what comes from storage asks that for all of it whatever is free; ``load_back``
+  without a request queues a load, ``ready_to_load_host_cache`` starts what is queued, and
+  ``ongoing_load_back`` has it until ``loading_check`` finds it done; ``init_load_back`` may load
+  nothing; ``prefetch_from_storage`` (0.5.23) takes any handle, ``ongoing_prefetch`` has it until it
+  is over, ``prefetch_loaded_tokens_by_reqid`` then says how much came;
+* ``managers/cache_controller.py``: loads are done in order on one stream; ``ack_load_queue`` has
+  their events; ``layer_done_counter`` has three slots, and what is computed layer by layer waits
+  for the slot in the batch's ``hicache_consumer_index``;
+* ``managers/scheduler.py``: ``_get_new_batch_prefill_raw`` takes from ``waiting_queue`` and returns
+  the batch first; ``run_batch``, ``process_batch_result``, ``flush_cache`` and ``on_idle`` are
+  called on the scheduler's thread, and ``IdleSleeper.maybe_sleep`` polls sockets;
 * ``managers/scheduler_components/request_receiver.py``: the list that ``_pull_raw_reqs`` returns on
   the first rank is what all ranks receive; ``Scheduler.process_input_requests`` dispatches it.
 

@@ -140,6 +140,7 @@ class Foresight:
             arriving: what comes with this step: requests, as SGLang's tokenizer sends them.
         """
         now_s = time.monotonic()
+        arriving = [one for item in arriving for one in getattr(item, "batch", None) or (item,)]
         self._note_step(now_s, arriving)
         cache = self._cache
         if not self._plans or not (

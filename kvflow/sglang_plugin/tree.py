@@ -149,7 +149,11 @@ class KVFlowTreeCore(UnifiedTreeCore):
 
     def host_duplicate_tokens(self) -> int:
         """Host tokens whose KV is on the device as well. O(duplicates)."""
-        return sum(len(node.key) for node in self.full_host_duplicates.values())
+        return sum(
+            len(node.key)
+            for node in self.full_host_duplicates.values()
+            if self._can_reclaim_full_host_duplicate(node)
+        )
 
     def drop_host_duplicates(
         self, num_tokens: int, kept: frozenset[Any], tracker: Any, **frees: Any
@@ -163,7 +167,7 @@ class KVFlowTreeCore(UnifiedTreeCore):
         progress = True
         while progress and tracker[BASE_COMPONENT_TYPE] < num_tokens:
             progress = False
-            for node in tuple(self.full_host_duplicates.values()):
+            for node in reversed(tuple(self.full_host_duplicates.values())):
                 if tracker[BASE_COMPONENT_TYPE] >= num_tokens:
                     return
                 if (
@@ -242,7 +246,9 @@ class KVFlowFullComponent(FullComponent):
         self, num_tokens: int, tracker: Any, device_frees: Any, host_frees: Any, **kwargs: Any
     ) -> None:
         leaves = self.tree_core.evictable_host_leaves
-        duplicates_dropped = not self.cache.enable_storage
+        duplicates_dropped = not (
+            self.cache.enable_storage and hasattr(self.tree_core, "full_host_duplicates")
+        )
         while (missing := num_tokens - tracker[self.component_type]) > 0:
             lowest = leaves.index.lowest()
             if not duplicates_dropped and (

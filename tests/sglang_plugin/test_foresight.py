@@ -23,6 +23,7 @@ from kvflow.sglang_plugin.control import (
 )
 from kvflow.sglang_plugin.foresight import (
     FETCH_AGAIN_S,
+    MAX_CHUNK_S,
     MIN_CHUNK_TOKENS,
     REPLAN_S,
     Foresight,
@@ -67,8 +68,8 @@ class SeenMetrics(NoMetrics):
 class Planning:
     """A cache, what is planned for it, and the time."""
 
-    def __init__(self, capacity: int = 4000) -> None:
-        self.clock = Clock()
+    def __init__(self, clock: Clock, capacity: int = 4000) -> None:
+        self.clock = clock
         self.cache = build_cache("kvflow", capacity)
         self.cache.tree_core.set_hicache_enabled()
         self.transfers = FreeSlots(self.cache)
@@ -112,8 +113,10 @@ class Planning:
             handle=object(), path=path, start=0, cause=(W1, number), start_s=0.0
         )
 
-    def plan(self, waiting: Sequence[Any] = (), *, arriving: bool = False) -> list[ControlMessage]:
-        return self.foresight.messages(waiting, arriving=arriving)
+    def plan(
+        self, waiting: Sequence[Any] = (), arriving: Sequence[Any] = ()
+    ) -> list[ControlMessage]:
+        return self.foresight.messages(waiting, arriving)
 
     def plan_later(self) -> list[ControlMessage]:
         self.clock.now_s += REPLAN_S
@@ -121,14 +124,24 @@ class Planning:
 
 
 @pytest.fixture
-def planning(monkeypatch: pytest.MonkeyPatch) -> Planning:
-    made = Planning()
-    monkeypatch.setattr(foresight_module, "time", made.clock)
-    return made
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr(foresight_module, "time", fake)
+    return fake
+
+
+@pytest.fixture
+def planning(clock: Clock) -> Planning:
+    return Planning(clock)
 
 
 def prompt(number: int, length: int = 100) -> list[int]:
     return [number * 10_000 + i for i in range(length)]
+
+
+def arriving(tokens: Sequence[int], extra_key: str | None = None) -> Any:
+    """A request as the tokenizer sends it."""
+    return SimpleNamespace(input_ids=list(tokens), extra_key=extra_key)
 
 
 class TestLoads:
@@ -179,6 +192,30 @@ class TestLoads:
             planning.foresight.loaded(1000, 0.1)
         assert planning.plan_later() == [LoadAhead(number, 500, W1)]
 
+    @pytest.mark.parametrize(
+        ("step_s", "arriving_tokens", "chunk"),
+        [
+            (0.2, 0, 1000),
+            (0.02, 0, MIN_CHUNK_TOKENS),
+            (60.0, 0, int(5000 * MAX_CHUNK_S)),
+            (0.2, 300, 1500),
+            (0.02, 300, 1500),
+            (0.2, 10, MIN_CHUNK_TOKENS),
+            (0.2, 5000, int(5000 * MAX_CHUNK_S)),
+        ],
+    )
+    def test_or_until_the_scheduler_comes_back(
+        self, planning: Planning, step_s: float, arriving_tokens: int, chunk: int
+    ) -> None:
+        planning.steps(a=0, b=1)
+        number = planning.on_host("b", prompt(0, 3000))
+        for _ in range(4):
+            planning.foresight.loaded(1000, 0.2)
+            planning.foresight.prefilled(1000, 1.0)
+        planning.clock.now_s += step_s
+        requests = [arriving(prompt(1, arriving_tokens))] if arriving_tokens else []
+        assert planning.plan(arriving=requests) == [LoadAhead(number, chunk, W1)]
+
     def test_where_another_chunk_is_under_way_the_next_one_follows(
         self, planning: Planning
     ) -> None:
@@ -208,10 +245,8 @@ class TestLoads:
 
 class TestRoom:
     @pytest.fixture
-    def planning(self, monkeypatch: pytest.MonkeyPatch) -> Planning:
-        made = Planning(capacity=300)
-        monkeypatch.setattr(foresight_module, "time", made.clock)
-        return made
+    def planning(self, clock: Clock) -> Planning:
+        return Planning(clock, capacity=300)
 
     @pytest.mark.parametrize("tokens", [100, 400])
     def test_what_is_needed_as_soon_is_not_displaced(self, planning: Planning, tokens: int) -> None:
@@ -243,9 +278,23 @@ class TestRequestsFirst:
         planning.steps(a=0, b=1)
         planning.on_host("b", prompt(0))
 
-    def test_nothing_is_loaded_while_requests_arrive(self, planning: Planning) -> None:
-        assert planning.plan(arriving=True) == []
+    def test_nothing_is_loaded_while_one_that_arrives_needs_the_link(
+        self, planning: Planning
+    ) -> None:
+        insert_host(planning.cache, prompt(1))
+        assert planning.plan(arriving=[arriving(prompt(2)), arriving(prompt(1))]) == []
         assert planning.plan_later() != []
+
+    def test_others_that_arrive_hold_nothing_up(self, planning: Planning) -> None:
+        insert_host(planning.cache, prompt(1))
+        insert(planning.cache, prompt(3))
+        others = [
+            arriving(prompt(2)),
+            arriving(prompt(3)),
+            arriving(prompt(1), extra_key="lora"),
+            object(),
+        ]
+        assert planning.plan(arriving=others) != []
 
     def test_nothing_is_loaded_while_one_that_waits_needs_the_link(
         self, planning: Planning
@@ -332,7 +381,7 @@ class TestDueTime:
             planning.foresight.loaded(1000, 0.5)
         planning.steps(a=0, b=2)
         number = planning.on_host("b", prompt(0, 300))
-        assert planning.plan() == [LoadAhead(number, MIN_CHUNK_TOKENS, W1)]
+        assert planning.plan() == [LoadAhead(number, 300, W1)]
 
     def test_what_comes_too_late_is_not_loaded(self, planning: Planning) -> None:
         self.run_once(planning, 0.1)
@@ -492,6 +541,18 @@ class TestRates:
         planning.foresight.fetched(number, 100, 100)
         planning.foresight.fetched(999, 100, 100)
         assert planning.foresight.rates.fetch == Link(25.0)
+
+
+def test_without_planning_it_measures_only(planning: Planning) -> None:
+    foresight = Foresight(planning.cache, MAX_LOADING, plans=False)
+    planning.steps(a=0, b=1)
+    planning.on_host("b", prompt(0))
+    assert not foresight.pending
+    assert foresight.messages((), ()) == []
+    planning.clock.now_s += REPLAN_S
+    assert foresight.messages((), ()) == []
+    foresight.loaded(100, 1.0)
+    assert foresight.rates.load == Link(100.0)
 
 
 def test_the_likelier_of_two_branches_is_loaded_first(planning: Planning) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvflow.sglang_plugin.schedule import StatusAwareScheduling
+from kvflow.sglang_plugin.transfers import TokenPath
 from tests.sglang_plugin.hicache import (
     CLIENT,
     WORKFLOW,
@@ -379,3 +382,144 @@ def test_a_gap_in_the_path_is_not_loaded_over(engine: Engine) -> None:
     engine.cache.evict_host(1000)
     assert not engine.cache.kvflow_transfers.load(agent, 40, CAUSE)
     engine.check()
+
+
+class TestWaitBeforeDecoding:
+    @pytest.fixture
+    def waits(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
+        """``a1`` is being loaded, ``a2`` is there; which copies were waited for, and where."""
+        engine.steps(1, a1=1)
+        agent = know(engine, 1)
+        engine.move_to_host()
+        know(engine, 2)
+        assert engine.cache.kvflow_transfers.load(agent, 40, CAUSE)
+        waits: list[tuple[int, Any]] = []
+        acks = [
+            SimpleNamespace(
+                finish_event=SimpleNamespace(wait=lambda stream, n=n: waits.append((n, stream)))
+            )
+            for n in range(2)
+        ]
+        monkeypatch.setattr(engine.controller, "ack_load_queue", acks)
+        return waits
+
+    def wait(self, engine: Engine, number: int) -> None:
+        nodes = engine.cache.chain(owner(engine, number))
+        assert nodes
+        engine.cache.kvflow_transfers.wait_before_decoding(nodes)
+
+    def test_the_stream_that_computes_waits_for_all_copies(
+        self, engine: Engine, waits: list[tuple[int, Any]]
+    ) -> None:
+        self.wait(engine, 1)
+        assert waits == [(0, engine.forwards), (1, engine.forwards)]
+
+    def test_the_current_stream_where_the_controller_names_none(
+        self, engine: Engine, waits: list[tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(engine.controller, "load_fence_stream")
+        self.wait(engine, 1)
+        assert waits == [(0, None), (1, None)]
+
+    def test_not_for_what_others_need(self, engine: Engine, waits: list[tuple[int, Any]]) -> None:
+        self.wait(engine, 2)
+        assert waits == []
+
+    def test_not_for_what_has_arrived(self, engine: Engine, waits: list[tuple[int, Any]]) -> None:
+        engine.cache.kvflow_transfers.loads.clear()
+        self.wait(engine, 1)
+        assert waits == []
+
+
+class Seen:
+    """An observer that remembers the fetches it was told of."""
+
+    def __init__(self) -> None:
+        self.fetches: list[tuple[int, int, int]] = []
+
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """Of no interest here."""
+
+    def fetched(self, owner: int, arrived_tokens: int, wanted_tokens: int) -> None:
+        self.fetches.append((owner, arrived_tokens, wanted_tokens))
+
+
+class TestFetches:
+    """With a stand-in for SGLang's fetch from the storage tier."""
+
+    @pytest.fixture
+    def handles(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """The path of ``a1`` has left the tree; what is fetched is noted."""
+        cache = engine.cache
+        engine.steps(1, a1=1)
+        know(engine, 1)
+        engine.evict(1000)
+        cache.evict_host(1000)
+        assert cache.chain(owner(engine, 1)) == []
+        path = TokenPath(array("q", prompt(1)), None, None)
+        cache.kvflow_paths[owner(engine, 1).number] = path
+        cache.kvflow_transfers.observer = Seen()
+        cache.prefetch_threshold = 1
+        cache.enable_storage = True
+        handles: list[Any] = []
+
+        def fetch(handle: Any, anchor: int, path: TokenPath, start: int) -> None:
+            handles.append((anchor, path.tokens.tolist(), start))
+            cache.ongoing_prefetch[handle] = None
+
+        monkeypatch.setattr(cache, "prefetch_own", fetch)
+        return handles
+
+    def test_is_under_way_until_it_has_landed(self, engine: Engine, handles: list[Any]) -> None:
+        cache, transfers = engine.cache, engine.cache.kvflow_transfers
+        agent = owner(engine, 1)
+        assert transfers.fetch(agent, 32, CAUSE)
+        assert handles == [(cache.tree_core.root_node.id, prompt(1)[:32], 0)]
+        assert not transfers.fetch(agent, 32, CAUSE)
+        assert (transfers.fetching_tokens, transfers.take_landed()) == (32, False)
+        ((handle, _),) = cache.ongoing_prefetch.items()
+        del cache.ongoing_prefetch[handle]
+        cache.prefetch_loaded_tokens_by_reqid[handle] = 16
+        assert transfers.take_landed()
+        assert not transfers.busy
+        assert transfers.observer.fetches == [(agent.number, 16, 32)]
+        assert handle not in cache.prefetch_loaded_tokens_by_reqid
+
+    def test_what_is_not_begun_has_brought_nothing(
+        self, engine: Engine, handles: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        transfers = engine.cache.kvflow_transfers
+        monkeypatch.setattr(engine.cache, "prefetch_own", lambda *_: None)
+        assert not transfers.fetch(owner(engine, 1), 32, CAUSE)
+        assert not transfers.busy
+        assert transfers.observer.fetches == [(owner(engine, 1).number, 0, 32)]
+
+    def test_what_is_cancelled_has_not_ended(self, engine: Engine, handles: list[Any]) -> None:
+        transfers = engine.cache.kvflow_transfers
+        transfers.fetch(owner(engine, 1), 32, CAUSE)
+        engine.cache.ongoing_prefetch.clear()
+        transfers.cancel_fetch(owner(engine, 1).number)
+        assert not transfers.take_landed()
+        assert transfers.observer.fetches == []
+
+    def test_a_request_for_the_same_does_not_fetch_it_again(
+        self, engine: Engine, handles: list[Any]
+    ) -> None:
+        transfers = engine.cache.kvflow_transfers
+        assert transfers.fetch(owner(engine, 1), 40, CAUSE)
+        ((number, fetch),) = transfers.fetches.items()
+        assert number == owner(engine, 1).number
+        for tokens, extra_key, covered in (
+            ([*prompt(1), 5], None, True),
+            (prompt(1)[:8], None, True),
+            ([*prompt(1)[:39], 5], None, False),
+            ([*prompt(1), 5], "lora", False),
+        ):
+            path = TokenPath(array("q", tokens), extra_key, None)
+            assert (transfers.fetch_covering(path) is fetch) is covered
+
+    def test_not_without_a_storage_tier(self, engine: Engine, handles: list[Any]) -> None:
+        engine.cache.enable_storage = False
+        assert not engine.cache.kvflow_transfers.can_fetch
+        assert not engine.cache.kvflow_transfers.fetch(owner(engine, 1), 32, CAUSE)
+        assert handles == []
