@@ -396,7 +396,10 @@ class TestWaitBeforeDecoding:
         waits: list[tuple[int, Any]] = []
         acks = [
             SimpleNamespace(
-                finish_event=SimpleNamespace(wait=lambda stream, n=n: waits.append((n, stream)))
+                finish_event=SimpleNamespace(
+                    wait=lambda stream, n=n: waits.append((n, stream)),
+                    synchronize=lambda n=n: waits.append((n, "the host")),
+                )
             )
             for n in range(2)
         ]
@@ -414,12 +417,12 @@ class TestWaitBeforeDecoding:
         self.wait(engine, 1)
         assert waits == [(0, engine.forwards), (1, engine.forwards)]
 
-    def test_the_current_stream_where_the_controller_names_none(
+    def test_the_host_where_the_controller_names_no_stream(
         self, engine: Engine, waits: list[tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delattr(engine.controller, "load_fence_stream")
         self.wait(engine, 1)
-        assert waits == [(0, None), (1, None)]
+        assert waits == [(0, "the host"), (1, "the host")]
 
     def test_not_for_what_others_need(self, engine: Engine, waits: list[tuple[int, Any]]) -> None:
         self.wait(engine, 2)
