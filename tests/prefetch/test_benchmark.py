@@ -275,7 +275,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[NoEngine]:
 @pytest.mark.parametrize(
     ("name", "main", "small", "engines_started", "rows"),
     [
-        ("link", link.main, "--agents 3 --speeds 4,none", 7, 7),
+        ("link", link.main, "--agents 3 --speeds 4,none", 8, 8),
         ("storage", storage.main, "--agents 3", 4, 4),
         ("wrong_graph", wrong_graph.main, "--agents 3 --rounds 2", 6, 6),
         ("admission", admission.main, "--workflows 3 --steps 2", 6, 6),
