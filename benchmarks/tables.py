@@ -287,6 +287,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "plugin_eviction": ("plugin_eviction.json", plugin_eviction),
     "graph_steps": ("graph_steps.json", graph_steps),
     "prefetch_link": ("prefetch_link.json", prefetch_link),
+    "prefetch_link_unslowed": ("prefetch_link_unslowed.json", prefetch_link),
     "prefetch_storage": ("prefetch_storage.json", prefetch_storage),
     "prefetch_wrong_graph": ("prefetch_wrong_graph.json", prefetch_wrong_graph),
     "prefetch_admission": ("prefetch_admission.json", prefetch_admission),
