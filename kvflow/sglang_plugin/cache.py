@@ -80,7 +80,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
         if isinstance(message, Tick):
             self.kvflow_now_s = message.now_s
             self.kvflow_rates = message.rates
-        if not isinstance(message, Tick):
+        else:
             self.kvflow_changed = True
         for key in self.kvflow_weights.apply(message):
             self.kvflow_changed = True

@@ -1,7 +1,7 @@
 """The first rank's part of prefetching: it measures, estimates and plans.
 
-What is planned becomes messages that all ranks receive with the same step's requests. Only here,
-on the first rank, are clocks read; so ranks can't disagree.
+What is planned becomes messages that all ranks receive with the same step's requests. Nothing is
+decided by any other clock than the first rank's, so ranks can't disagree.
 """
 
 from __future__ import annotations
