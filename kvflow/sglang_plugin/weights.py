@@ -271,6 +271,8 @@ class WorkflowWeights:
             self._withdraw(key)
             self._service.pop(key, None)
             self._in_band.pop(key, None)
+            if self._not_in_snapshot is not None:
+                self._not_in_snapshot.discard(key)
             self.drop_histories(tuple(self._by_workflow.get(key, ())))
         return keys
 

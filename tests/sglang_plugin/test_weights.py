@@ -84,6 +84,15 @@ def test_snapshot_in_parts_drops_the_rest_at_its_end_only(seen: Recorder) -> Non
     assert not seen.weights.is_live(W2)
 
 
+@pytest.mark.parametrize("begins_with_it", [True, False])
+def test_workflow_closed_within_a_snapshot_ends_once(seen: Recorder, begins_with_it: bool) -> None:
+    seen.weights.apply(ServiceUpdate((update(W1, a=5), update(W2, a=3))))
+    begins = ServiceUpdate(closed=(W1,) if begins_with_it else (), snapshot_begins=True)
+    ends = ServiceUpdate(closed=() if begins_with_it else (W1,), snapshot_ends=True)
+    ended = seen.weights.apply(begins) + seen.weights.apply(ends)
+    assert ended == [W1, W2]
+
+
 def test_lost_lease_takes_the_services_weights_and_leaves_the_in_band_ones(seen: Recorder) -> None:
     seen.weights.apply(ServiceUpdate((update(W1, a=5),)))
     seen.weights.apply_in_band(in_band("w2", b=1))
