@@ -1,0 +1,1 @@
+"""Scenarios on a real engine: what each kind of cache makes of them."""

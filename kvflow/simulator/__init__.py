@@ -1,0 +1,1 @@
+"""A discrete-event model of the engine that runs KVFlow's own code."""
