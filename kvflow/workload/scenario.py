@@ -12,6 +12,7 @@ from kvflow.errors import InvalidInputError
 
 __all__ = [
     "CacheSizes",
+    "DeclaredGraph",
     "Hints",
     "Load",
     "Pattern",
@@ -35,6 +36,9 @@ Pattern = Literal["sequence", "branch", "fan_out", "loop", "random"]
 * ``loop``: one after the other, and each goes back to the one before with ``loop_probability``;
 * ``random``: any of an agent's up to ``branches`` successors, drawn with unequal probabilities.
 """
+
+DeclaredGraph = Literal["right", "reversed", "shuffled", "none"]
+"""The graph that is declared: the right one, one that says something else, or none."""
 
 
 class _Section(BaseModel):
@@ -93,7 +97,7 @@ class Load(_Section):
 class Hints(_Section):
     """What is declared to KVFlow, beside what happens."""
 
-    graph: Literal["right", "reversed", "shuffled", "none"] = "right"
+    graph: DeclaredGraph = "right"
     wrong: Share = 0.0
     """Share of the transitions that go to an agent the declared graph does not lead to."""
 
