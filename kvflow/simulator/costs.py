@@ -1,0 +1,78 @@
+"""How long an engine's operations take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvflow.prefetch import Link
+
+__all__ = ["CostModel"]
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds per operation. Pure arithmetic, no state.
+
+    A step is one pass through the model: a prefill of new tokens of one or more requests, or one
+    token for each running request. The times of both include ``step_overhead_s``, so they are those
+    of the whole step; what it waits for (a load from the host) is not part of them.
+
+    Attributes:
+        name: what it stands for, e.g. ``"h100 llama-3.1-8b"``.
+        kv_bytes_per_token: of all layers and, with tensor parallelism, of all ranks.
+        step_overhead_s: of any step: scheduling, launching, sampling.
+        prefill_s_per_token: what each new token costs whatever is before it.
+        prefill_s_per_token_pair: attention, for each pair of a new token and one that it reads.
+        decode_step_s: reading the weights once; a prefill takes no less.
+        decode_s_per_sequence: what each running request adds to a decode step.
+        decode_s_per_context_token: reading one token's KV in a decode step.
+        load: host to device.
+        write: device to host.
+        fetch: storage to host.
+    """
+
+    name: str
+    kv_bytes_per_token: int
+    step_overhead_s: float
+    prefill_s_per_token: float
+    prefill_s_per_token_pair: float
+    decode_step_s: float
+    decode_s_per_sequence: float
+    decode_s_per_context_token: float
+    load: Link
+    write: Link
+    fetch: Link
+
+    def prefill_s(self, parts: Iterable[tuple[int, int]]) -> float:
+        """Time of a prefill step; 0 if it has no new tokens.
+
+        Args:
+            parts: for each request of the batch its new tokens in this step, and how many tokens
+                before those have their KV already: from the cache or an earlier chunk.
+        """
+        tokens = 0
+        pairs = 0.0
+        for new, before in parts:
+            tokens += new
+            pairs += new * before + new * (new + 1) / 2
+        if not tokens:
+            return 0.0
+        linear_s = max(self.decode_step_s, self.prefill_s_per_token * tokens)
+        return self.step_overhead_s + linear_s + self.prefill_s_per_token_pair * pairs
+
+    def decode_s(self, sequences: int, context_tokens: int) -> float:
+        """Time of one decode step; 0 without requests.
+
+        Args:
+            sequences: running requests; each gets one token.
+            context_tokens: KV that is read, over all of them.
+        """
+        if not sequences:
+            return 0.0
+        return (
+            self.step_overhead_s
+            + self.decode_step_s
+            + self.decode_s_per_sequence * sequences
+            + self.decode_s_per_context_token * context_tokens
+        )
