@@ -43,6 +43,7 @@ class _Costs(BaseModel):
     load: _Link
     write: _Link
     fetch: _Link
+    prefill_s_per_cached_pair: _Seconds = 0.0
 
 
 def written_cost_model(costs: CostModel) -> dict[str, Any]:

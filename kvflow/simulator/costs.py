@@ -30,6 +30,8 @@ class CostModel:
         load: host to device.
         write: device to host.
         fetch: storage to host.
+        prefill_s_per_cached_pair: for each pair among the tokens that have their KV already. 0 but
+            for engines whose attention computes those again, as SGLang's ``torch_native`` does.
     """
 
     name: str
@@ -43,6 +45,7 @@ class CostModel:
     load: Link
     write: Link
     fetch: Link
+    prefill_s_per_cached_pair: float = 0.0
 
     def prefill_s(self, parts: Iterable[tuple[int, int]]) -> float:
         """Time of a prefill step; 0 if it has no new tokens.
@@ -53,13 +56,20 @@ class CostModel:
         """
         tokens = 0
         pairs = 0.0
+        cached_pairs = 0.0
         for new, before in parts:
-            tokens += new
-            pairs += new * before + new * (new + 1) / 2
+            if new:
+                tokens += new
+                pairs += new * before + new * (new + 1) / 2
+                cached_pairs += before * (before + 1) / 2
         if not tokens:
             return 0.0
-        linear_s = max(self.decode_step_s, self.prefill_s_per_token * tokens)
-        return self.step_overhead_s + linear_s + self.prefill_s_per_token_pair * pairs
+        return (
+            self.step_overhead_s
+            + max(self.decode_step_s, self.prefill_s_per_token * tokens)
+            + self.prefill_s_per_token_pair * pairs
+            + self.prefill_s_per_cached_pair * cached_pairs
+        )
 
     def decode_s(self, sequences: int, context_tokens: int) -> float:
         """Time of one decode step; 0 without requests.

@@ -66,12 +66,20 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         ValueError: too few samples of a kind to tell its coefficients.
     """
     prefills, decodes = samples.prefills, samples.decodes
-    if len({(s.new, s.before) for s in prefills}) < 3:
-        raise ValueError("at least three different prefills are needed")
+    if len({(s.new, s.before) for s in prefills}) < 4:
+        raise ValueError("at least four different prefills are needed")
     if len({(s.sequences, s.context_tokens) for s in decodes}) < 3:
         raise ValueError("at least three different decodes are needed")
-    overhead_s, per_token_s, per_pair_s = _least_squares(
-        [[1.0, s.new, s.new * s.before + s.new * (s.new + 1) / 2] for s in prefills],
+    overhead_s, per_token_s, per_pair_s, per_cached_pair_s = _least_squares(
+        [
+            [
+                1.0,
+                s.new,
+                s.new * s.before + s.new * (s.new + 1) / 2,
+                s.before * (s.before + 1) / 2,
+            ]
+            for s in prefills
+        ],
         [s.seconds for s in prefills],
     )
     step_s, per_sequence_s, per_context_s = _least_squares(
@@ -90,6 +98,7 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         load=_link(samples.loads),
         write=_link(samples.writes),
         fetch=_link(samples.fetches),
+        prefill_s_per_cached_pair=per_cached_pair_s,
     )
 
 
@@ -111,6 +120,7 @@ def mean_of(first: CostModel, second: CostModel) -> CostModel:
         load=_mean_link(first.load, second.load),
         write=_mean_link(first.write, second.write),
         fetch=_mean_link(first.fetch, second.fetch),
+        prefill_s_per_cached_pair=middle("prefill_s_per_cached_pair"),
     )
 
 

@@ -1,5 +1,7 @@
 """How long operations take, against sums done by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvflow.prefetch import Link
@@ -46,6 +48,14 @@ def test_prefill(parts: list[tuple[int, int]], seconds: float) -> None:
 )
 def test_decode(sequences: int, context: int, seconds: float) -> None:
     assert COSTS.decode_s(sequences, context) == pytest.approx(seconds)
+
+
+def test_attention_that_computes_the_cached_part_again() -> None:
+    costs = replace(COSTS, prefill_s_per_cached_pair=0.002)
+    # 100 cached tokens make 5,050 pairs; a request without new tokens computes nothing.
+    assert costs.prefill_s([(300, 100), (0, 900)]) == pytest.approx(
+        COSTS.prefill_s([(300, 100)]) + 10.1
+    )
 
 
 def test_chunks_of_a_prompt_make_the_same_pairs_as_the_whole() -> None:

@@ -28,6 +28,7 @@ TRUTH = CostModel(
     load=Link(20_000.0, 0.004),
     write=Link(1e9),
     fetch=Link(5_000.0, 0.02),
+    prefill_s_per_cached_pair=1.5e-6,
 )
 
 
@@ -57,6 +58,7 @@ def test_exact_samples_give_the_coefficients_back() -> None:
     for name in (
         *("step_overhead_s", "prefill_s_per_token", "prefill_s_per_token_pair"),
         *("decode_step_s", "decode_s_per_sequence", "decode_s_per_context_token"),
+        "prefill_s_per_cached_pair",
     ):
         assert getattr(found, name) == pytest.approx(getattr(TRUTH, name), rel=1e-6), name
     for copy in ("load", "fetch"):
