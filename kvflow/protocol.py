@@ -13,9 +13,9 @@ Three surfaces:
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "CUSTOM_PARAMS_KEY",
@@ -63,6 +63,7 @@ Identifier = Annotated[
     ),
 ]
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_S, allow_inf_nan=False)]
+TokenCount = Annotated[int, Field(ge=0, le=10_000_000)]
 StepsMap = dict[str, Annotated[int, Field(ge=0)] | None]
 
 
@@ -160,6 +161,29 @@ class StepEvent(_Strict):
         description="Names this run of the agent, for agents that run in parallel with themselves; "
         "a repeated event with the same step_id is ignored.",
     )
+    prompt_tokens: TokenCount | None = Field(
+        default=None,
+        description="With step_finished: length of the step's prompt. These three are recorded "
+        "(kvflow serve --record) and used for nothing else.",
+    )
+    cached_tokens: TokenCount | None = Field(
+        default=None, description="With step_finished: how much of the prompt the engine had."
+    )
+    output_tokens: TokenCount | None = Field(
+        default=None, description="With step_finished: length of the answer."
+    )
+
+    @model_validator(mode="after")
+    def _counts_are_known_at_the_end(self) -> Self:
+        for name in ("prompt_tokens", "cached_tokens", "output_tokens"):
+            if self.type == "step_started" and getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with step_finished, as it is not known before")
+        if (self.cached_tokens or 0) > (self.prompt_tokens or self.cached_tokens or 0):
+            raise ValueError(
+                f"cached_tokens is {self.cached_tokens}, more than the {self.prompt_tokens} of "
+                "the prompt they are a part of"
+            )
+        return self
 
 
 class EventsResult(_Lenient):

@@ -16,7 +16,7 @@ __all__ = ["COMMANDS", "build_app", "run"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command whose function, of the same name, lives in a module of its own."""
+    """A command whose function, of the same name (with _ for -), lives in a module of its own."""
 
     name: str
     summary: str
@@ -24,7 +24,11 @@ class Command:
 
     @property
     def module(self) -> str:
-        return f"kvflow.cli.{self.name}"
+        return f"kvflow.cli.{self.function}"
+
+    @property
+    def function(self) -> str:
+        return self.name.replace("-", "_")
 
 
 COMMANDS: Final = (
@@ -32,6 +36,7 @@ COMMANDS: Final = (
     Command("serve", "Run the KVFlow service.", "server"),
     Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
     Command("trace", "Ask a running engine for the timeline of its latest requests.", "cli"),
+    Command("convert-trace", "Make a trace to replay of a recording or another's trace.", "cli"),
     Command("doctor", "Check this machine and say what is missing.", "cli"),
     Command("version", "Print the versions of KVFlow and of what it works with.", "cli"),
 )
@@ -96,5 +101,5 @@ def _load(command: Command) -> Callable[..., Any]:
             f"`kvflow {command.name}` needs the package {package}, which is not installed",
             f"pip install 'kvflow[{command.extra}]'",
         ) from missing
-    body: Callable[..., Any] = getattr(module, command.name)
+    body: Callable[..., Any] = getattr(module, command.function)
     return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,14 @@ def serve(  # noqa: PLR0917 - each is an option by name
             "[env: KVFLOW_LEASE_S; 10]"
         ),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append workflows and events to a file that `kvflow convert-trace` makes a trace "
+            "of. [env: KVFLOW_RECORD; none]",
+        ),
+    ] = None,
     log_level: Annotated[
         str | None,
         typer.Option(help="debug, info, warning or error. [env: KVFLOW_LOG_LEVEL; info]"),
@@ -67,6 +76,7 @@ def serve(  # noqa: PLR0917 - each is an option by name
         "allow_open": allow_open,
         "public_metrics": public_metrics,
         "lease_s": lease_s,
+        "record": record,
         "log_level": log_level,
         "access_log": access_log,
     }

@@ -18,6 +18,7 @@ from kvflow.server.middleware import CheckBody, RequireKey
 from kvflow.server.openapi import set_openapi
 from kvflow.server.operations import operation_routes
 from kvflow.server.problems import install_problem_handlers
+from kvflow.server.recorder import FileRecorder, NoRecorder, Recorder
 from kvflow.server.routes import engine_routes, workflow_routes
 from kvflow.server.settings import ServiceSettings
 from kvflow.server.store import MemoryStore, WorkflowStore
@@ -62,10 +63,19 @@ def build_service(
     store: WorkflowStore | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Service:
-    """As ``create_app``, with the parts at hand."""
+    """As ``create_app``, with the parts at hand.
+
+    Raises:
+        EnvironmentProblemError: ``settings.record`` cannot be written to.
+    """
     metrics = ServiceMetrics()
     streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics)
-    workflows = Workflows(store or MemoryStore(settings.max_workflows), streams, metrics, clock)
+    recorder: Recorder = NoRecorder()
+    if settings.record is not None:
+        recorder = FileRecorder(settings.record, clock, metrics)
+    workflows = Workflows(
+        store or MemoryStore(settings.max_workflows), streams, metrics, clock, recorder
+    )
     sweeper: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -81,6 +91,7 @@ def build_service(
             finally:
                 streams.shut_down()
                 sweeper.cancel()
+                await asyncio.to_thread(recorder.stop)
 
     def unready_because() -> str | None:
         if streams.shutting_down:

@@ -60,6 +60,12 @@ class ServiceMetrics:
             "Workflow states handed to engines; several changes between two messages count once.",
             registry=self.registry,
         )
+        self.recording_lines = Counter(
+            "kvflow_recording_lines_total",
+            "Lines for the recording (KVFLOW_RECORD), by outcome: written or dropped.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.requests = Counter(
             "kvflow_http_requests_total",
             "HTTP requests, by method, route and status.",

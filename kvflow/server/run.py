@@ -57,16 +57,17 @@ def run(settings: ServiceSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        EnvironmentProblemError: the address cannot be listened on.
+        EnvironmentProblemError: the address cannot be listened on, or the recording not written.
     """
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    service = build_service(settings)
     sockets = listen(settings.host, settings.port)
     logger.info("KVFlow service %s with %s", __version__, ", ".join(settings.lines()))
     # Uvicorn shuts down on SIGINT and then raises it again; that is no news to anyone.
     with contextlib.suppress(KeyboardInterrupt):
-        ServiceServer(build_service(settings), settings).run(sockets=sockets)
+        ServiceServer(service, settings).run(sockets=sockets)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

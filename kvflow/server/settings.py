@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -58,6 +59,9 @@ class ServiceSettings(BaseSettings):
     )
     max_workflows: int = Field(
         default=100_000, ge=1, description="Live workflows held at once; creating more is refused."
+    )
+    record: Path | None = Field(
+        default=None, description="File to append workflows and events to, for a replay."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = Field(default=False, description="Log a line for every request.")

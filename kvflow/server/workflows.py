@@ -14,6 +14,7 @@ from kvflow.errors import KVFlowError, WorkflowConflictError, WorkflowNotFoundEr
 from kvflow.graph import Agent, AgentStepGraph, Edge, EventOutcome, GraphPool, WorkflowState
 from kvflow.protocol import StepEvent, WorkflowSpec
 from kvflow.server.metrics import ServiceMetrics
+from kvflow.server.recorder import Recorder
 from kvflow.server.store import WorkflowRecord, WorkflowStore
 from kvflow.server.stream import EngineStreams
 
@@ -61,11 +62,13 @@ class Workflows:
         streams: EngineStreams,
         metrics: ServiceMetrics,
         clock: Callable[[], float],
+        recorder: Recorder,
     ) -> None:
         self._store = store
         self._streams = streams
         self._metrics = metrics
         self._clock = clock
+        self._recorder = recorder
         self._graphs = GraphPool()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -95,6 +98,7 @@ class Workflows:
                 await self._store.insert(fresh)
                 self._metrics.created.inc()
                 self._streams.publish(fresh)
+                self._recorder.created(fresh)
                 return fresh, True
             if differing := _differing(existing, fresh):
                 raise WorkflowConflictError(fresh.workflow_id, differing)
@@ -163,6 +167,9 @@ class Workflows:
             self._metrics.update_seconds.observe(time.perf_counter() - started_s)
             await self._store.update(updated, events)
             self._streams.publish(updated)
+            paired = zip(events, outcomes, strict=True)
+            if new := [event for event, outcome in paired if not outcome.duplicate]:
+                self._recorder.applied(workflow_id, new)
         for event, outcome in zip(events, outcomes, strict=True):
             self._metrics.events.labels(event.type, _outcome_name(outcome)).inc()
         duplicates = sum(outcome.duplicate for outcome in outcomes)
@@ -202,6 +209,7 @@ class Workflows:
         await self._store.delete(record.workflow_id)
         self._metrics.closed.labels(reason).inc()
         self._streams.close(record.key)
+        self._recorder.closed(record.workflow_id, reason)
 
     async def _fresh_record(self, spec: WorkflowSpec) -> WorkflowRecord:
         agents = [Agent(a.agent_id, a.join, a.fixed_prefix_tokens) for a in spec.agents]

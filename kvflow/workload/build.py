@@ -16,6 +16,7 @@ from kvflow.workload.declared import declare
 from kvflow.workload.flow import Flow, graph_of
 from kvflow.workload.patterns import flow_of
 from kvflow.workload.prompts import PromptWriter, fixed_lengths, fixed_prefixes
+from kvflow.workload.replay import replayed
 from kvflow.workload.scenario import Scenario
 from kvflow.workload.walk import Deviations, walk
 
@@ -33,16 +34,20 @@ def build_workload(scenario: Scenario, base: Path | None = None) -> Workload:
     Args:
         scenario: what is wanted.
         base: the folder that ``scenario.trace`` is relative to; the working directory if None.
+
+    Raises:
+        InvalidInputError: ``scenario.trace`` cannot be read, or has a wrong header. Its other lines
+            are read, and may raise the same, while the workflows are taken.
     """
+    if scenario.trace is not None:
+        return replayed(scenario, (base or Path()) / scenario.trace)
     teams = _Teams(scenario)
-    rounds = scenario.warm_up_rounds
     first = next(_workflows(scenario, teams))
-    warm_up_calls = sum(1 for n in first.rounds if n < rounds)
     return Workload(
         name=scenario.name,
         concurrency=scenario.load.concurrency,
         workflows=lambda: (made.workflow for made in _workflows(scenario, teams)),
-        warm_up_calls=warm_up_calls,
+        warm_up_calls=sum(1 for number in first.rounds if number < scenario.warm_up_rounds),
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kvflow.errors import InvalidInputError
+from kvflow.workload.lines import first_problem
 
 __all__ = [
     "CacheSizes",
@@ -18,9 +19,13 @@ __all__ = [
     "Pattern",
     "Prompts",
     "Scenario",
+    "find_scenario",
     "load_scenario",
     "parse_scenario",
+    "shipped_scenarios",
 ]
+
+_SHIPPED: Final = Path(__file__).parent / "scenarios"
 
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=0)]
@@ -28,13 +33,15 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Pattern = Literal["sequence", "branch", "fan_out", "loop", "random"]
-"""How the agents of one workflow follow each other.
+"""How the agents of one workflow follow each other. Each is a cycle where there are several rounds.
 
-* ``sequence``: one after the other, in a cycle where there are several rounds;
-* ``branch``: stages of ``branches`` alternatives each, of which one runs;
-* ``fan_out``: a planner, ``branches`` workers side by side, a joiner, again and again;
+* ``sequence``: one after the other;
+* ``branch``: the first agent, then stages of ``branches`` alternatives each, of which one runs, all
+  equally likely;
+* ``fan_out``: a planner, ``branches`` workers side by side, a joiner, again and again; what is left
+  over makes a smaller group;
 * ``loop``: one after the other, and each goes back to the one before with ``loop_probability``;
-* ``random``: any of an agent's up to ``branches`` successors, drawn with unequal probabilities.
+* ``random``: any of an agent's up to ``branches`` successors, each half as likely as the last one.
 """
 
 DeclaredGraph = Literal["right", "reversed", "shuffled", "none"]
@@ -123,7 +130,8 @@ class Scenario(_Section):
     hints: Hints = Hints()
     cache: CacheSizes
     warm_up_rounds: Annotated[int, Field(ge=0)] = 1
-    """Rounds of the first workflow that fill the cache and are not counted."""
+    """Rounds of the first workflow that fill the cache and are not counted. (A trace says itself
+    how many of its calls do.)"""
     trace: str | None = None
     """A trace file (JSONL) to replay in place of ``agents`` and ``load``; relative to the scenario
     file."""
@@ -137,7 +145,39 @@ class Scenario(_Section):
                 f"prompts.shared_tokens: {self.prompts.shared_tokens} is more than the shortest "
                 f"fixed prefix ({least}), which it is a part of"
             )
+        if self.trace is not None:
+            if self.hints.wrong:
+                raise ValueError(
+                    "hints.wrong: the calls of a trace are what they are; leave it out"
+                )
+        elif self.load.workflows == 1 and self.warm_up_rounds >= self.agents.rounds:
+            raise ValueError(
+                f"warm_up_rounds: {self.warm_up_rounds} of the only workflow's "
+                f"{self.agents.rounds} rounds leave nothing to count"
+            )
         return self
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Return the scenario files that come with KVFlow, by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.toml"))}
+
+
+def find_scenario(name_or_path: str) -> Path:
+    """Return the file of a scenario: one that comes with KVFlow, by name, or any other, by path.
+
+    Raises:
+        InvalidInputError: there is no such file.
+    """
+    shipped = shipped_scenarios()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise InvalidInputError(
+        [name_or_path], f"is no scenario file, nor one of those that ship: {', '.join(shipped)}"
+    )
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -164,5 +204,5 @@ def parse_scenario(data: dict[str, Any]) -> Scenario:
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInputError(first["loc"] or ["scenario"], first["msg"]) from error
+        field, problem = first_problem(error)
+        raise InvalidInputError(field or ["scenario"], problem) from error

@@ -17,7 +17,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("engine", "serve", "demo", "trace", "doctor", "version"):
+    for command in ("engine", "serve", "demo", "trace", "convert-trace", "doctor", "version"):
         assert f"\n  {command} " in text
 
 
