@@ -1,0 +1,303 @@
+"""The scheduler of a simulated engine: prefill steps, decode steps, and the time they take.
+
+One step after the other, a prefill before a decode, as SGLang's scheduler does without mixed
+chunks. Decode steps are taken many at a time, up to the next thing that can matter.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Generator
+from typing import Any, Protocol
+
+import simpy
+
+from kvflow.sglang_plugin.control import ServiceUpdate
+from kvflow.simulator.base import EngineModel
+from kvflow.simulator.batches import Batch, BatchFormer
+from kvflow.simulator.cache import TieredCache
+from kvflow.simulator.costs import CostModel
+from kvflow.simulator.requests import Request
+
+__all__ = ["Engine", "EngineSide"]
+
+
+class EngineSide(Protocol):
+    """What a policy does beside ranking nodes, and who is told of the calls."""
+
+    def take(self, message: ServiceUpdate) -> None:
+        """A message from the service."""
+
+    def arrived(self, request: Request) -> None:
+        """A request came."""
+
+    def before_batch(self, waiting: deque[Request], landed: bool) -> frozenset[str]:
+        """Before a step's batch is formed; requests that it is to pass over."""
+
+    def wants_load(self, tokens: int) -> bool:
+        """Whether a request is to load so much from the host, or to compute it."""
+
+    def formed(self, batch: Batch) -> float:
+        """A batch was formed; when what it reads is on the device, 0 if it is."""
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A batch without loads took so long."""
+
+    def finished(self, request: Request) -> None:
+        """A request is over and in the tree, and nobody knows yet."""
+
+    def ended(self, request: Request, now_s: float) -> None:
+        """A request is over; its client knows."""
+
+    def computed(self, request: Request) -> None:
+        """A request's prompt is computed and in the tree."""
+
+    def attention_s(self, now_s: float) -> float | None:
+        """When the policy wants another step at the latest; None if it does not care."""
+
+
+class Engine:
+    """A process of the simulation.
+
+    Attributes:
+        prefill_steps: so far.
+        decode_steps: so far.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        cache: TieredCache,
+        costs: CostModel,
+        engine: EngineModel,
+        side: EngineSide,
+    ) -> None:
+        self._env = env
+        self._cache = cache
+        self._costs = costs
+        self._side = side
+        self._former = BatchFormer(cache, engine, side.wants_load)
+        self._inbox: deque[Request | ServiceUpdate] = deque()
+        self._waiting: deque[Request] = deque()
+        self._chunked: Request | None = None
+        self._running: list[tuple[int, int, Request]] = []
+        self._started = 0
+        self._full = False
+        self._context_tokens = 0
+        self._coming_tokens = 0
+        # How many running requests begin a new page at each remainder of the decode step's number.
+        self._page_starts = [0] * cache.page_tokens
+        self._wake = env.event()
+        self.prefill_steps = 0
+        self.decode_steps = 0
+        env.process(self._run())
+
+    def send(self, item: Request | ServiceUpdate) -> None:
+        """A request or a message for the next step."""
+        self._inbox.append(item)
+        if not self._wake.triggered:
+            self._wake.succeed()
+
+    def _run(self) -> Generator[Any, Any, None]:
+        env, cache = self._env, self._cache
+        while True:
+            landed = cache.at(env.now)
+            self._take()
+            batch = self._form(landed)
+            if batch is not None and batch.requests:
+                yield from self._prefill(batch)
+            elif self._running:
+                yield from self._decode()
+            else:
+                yield from self._idle()
+
+    def _take(self) -> None:
+        inbox, side = self._inbox, self._side
+        while inbox:
+            item = inbox.popleft()
+            if isinstance(item, Request):
+                side.arrived(item)
+                self._waiting.append(item)
+            else:
+                side.take(item)
+
+    def _form(self, landed: bool) -> Batch | None:
+        held = self._side.before_batch(self._waiting, landed)
+        if not self._running:
+            self._full = False
+        if (self._full or not self._waiting) and self._chunked is None:
+            return None
+        waiting: Any = self._waiting
+        if held:
+            waiting = [request for request in waiting if request.rid not in held]
+            if not waiting and self._chunked is None:
+                return None
+        batch = self._former.form(waiting, self._chunked, len(self._running), self._coming_tokens)
+        self._full = batch.full
+        admitted = len(batch.requests) - (self._chunked is not None)
+        if held and admitted:
+            chosen = {id(request) for request in batch.requests}
+            self._waiting = deque(each for each in self._waiting if id(each) not in chosen)
+        else:
+            for _ in range(admitted):
+                self._waiting.popleft()
+        self._chunked = batch.chunked
+        return batch
+
+    def _prefill(self, batch: Batch) -> Generator[Any, Any, None]:
+        env, cache, page = self._env, self._cache, self._cache.page_tokens
+        own = [
+            -(-(before + new) // page) * page - request.held_tokens - request.own_tokens
+            for request, (new, before) in zip(batch.requests, batch.parts, strict=True)
+        ]
+        yield from self._make_room(sum(own))
+        cache.private_tokens += sum(own)
+        for request, tokens in zip(batch.requests, own, strict=True):
+            request.own_tokens += tokens
+        load = cache.start_loads()
+        ready_s = self._side.formed(batch)
+        if load is not None:
+            ready_s = max(ready_s, load.copy.end_s)
+        compute_s = self._costs.prefill_s(batch.parts)
+        if ready_s <= env.now:
+            self._side.prefilled(batch.new_tokens, compute_s)
+        # Loads are waited for layer by layer, while the layers before are computed.
+        yield env.timeout(max(compute_s, ready_s - env.now) + self._blocked_s())
+        cache.at(env.now)
+        self.prefill_steps += 1
+        for request, (new, before) in zip(batch.requests, batch.parts, strict=True):
+            request.computed_tokens = before + new
+            done = request.computed_tokens == request.prompt_tokens
+            self._insert(request, request.path, request.computed_tokens)
+            if done:
+                request.first_token_s = env.now
+                self._side.computed(request)
+                self._begin_decoding(request)
+
+    def _insert(self, request: Request, path: Any, tokens: int) -> None:
+        """Hand computed KV over to the tree, and hold it there."""
+        cache = self._cache
+        page = cache.page_tokens
+        end = tokens // page * page
+        inserted = cache.insert(path, end, request.priority, request.inserted_tokens)
+        request.inserted_tokens = end
+        assert request.node is not None  # noqa: S101
+        cache.tree.lock(inserted.node)
+        cache.tree.unlock(request.node)
+        request.node = inserted.node
+        request.held_tokens = end
+        kept = -(-tokens // page) * page - end
+        cache.private_tokens += kept - request.own_tokens
+        request.own_tokens = kept
+
+    def _begin_decoding(self, request: Request) -> None:
+        steps = request.output_tokens - 1
+        if steps == 0:
+            self._finish(request)
+            return
+        request.ends_at_step = self.decode_steps + steps
+        self._started += 1
+        heapq.heappush(self._running, (request.ends_at_step, self._started, request))
+        self._context_tokens += request.prompt_tokens
+        self._coming_tokens += steps
+        page = self._cache.page_tokens
+        self._page_starts[(self.decode_steps - request.prompt_tokens) % page] += 1
+
+    def _decode(self) -> Generator[Any, Any, None]:
+        env, costs = self._env, self._costs
+        running = len(self._running)
+        step_s = costs.decode_s(running, self._context_tokens + running)
+        steps = self._running[0][0] - self.decode_steps
+        until_s = min(env.peek(), self._attention_s())
+        if until_s < env.now + steps * step_s:
+            steps = max(1, min(steps, int((until_s - env.now) / step_s) + 1))
+        available = self._cache.free_tokens + self._cache.evictable_tokens
+        while steps > 1 and self._new_pages(steps) > available:
+            steps //= 2
+        yield from self._make_room(self._new_pages(steps))
+        self._cache.private_tokens += self._new_pages(steps)
+        middle = self._context_tokens + running * (steps + 1) // 2
+        yield env.timeout(steps * costs.decode_s(running, middle) + self._blocked_s())
+        self._cache.at(env.now)
+        self.decode_steps += steps
+        self._context_tokens += running * steps
+        self._coming_tokens -= running * steps
+        while self._running and self._running[0][0] <= self.decode_steps:
+            request = heapq.heappop(self._running)[2]
+            page = self._cache.page_tokens
+            kv = request.kv_tokens
+            begun = request.ends_at_step - request.output_tokens + 1
+            self._page_starts[(begun - request.prompt_tokens) % page] -= 1
+            request.own_tokens = -(-kv // page) * page - request.held_tokens
+            self._context_tokens -= kv
+            self._finish(request)
+
+    def _new_pages(self, steps: int) -> int:
+        """Tokens of the pages that so many decode steps begin."""
+        page = self._cache.page_tokens
+        starts = self._page_starts
+        rounds, rest = divmod(steps, page)
+        pages = rounds * len(self._running)
+        for step in range(self.decode_steps, self.decode_steps + rest):
+            pages += starts[step % page]
+        return pages * page
+
+    def _attention_s(self) -> float:
+        attention_s = self._side.attention_s(self._env.now)
+        if self._waiting and not self._full:
+            landing_s = self._cache.next_landing_s
+            if landing_s is not None:
+                attention_s = landing_s if attention_s is None else min(attention_s, landing_s)
+        return float("inf") if attention_s is None else attention_s
+
+    def _finish(self, request: Request) -> None:
+        cache = self._cache
+        self._full = False
+        self._insert(request, request.whole, request.kv_tokens)
+        page = cache.page_tokens
+        prompt_end = request.prompt_tokens // page * page
+        if 0 < prompt_end < request.kv_tokens // page * page:
+            # SGLang cuts there, so that the answer can go without the prompt.
+            cache.tree.insert(request.path, prompt_end, request.priority + 1, prompt_end)
+        cache.private_tokens -= request.own_tokens
+        request.own_tokens = 0
+        assert request.node is not None  # noqa: S101
+        self._side.finished(request)
+        cache.tree.unlock(request.node)
+        self._side.ended(request, self._env.now)
+
+    def _make_room(self, tokens: int) -> Generator[Any, Any, None]:
+        """Evict; where what could go is held by copies, wait for these."""
+        cache = self._cache
+        while not cache.make_room(tokens):
+            landing_s = cache.next_landing_s
+            if landing_s is None:
+                raise RuntimeError(
+                    f"{tokens} tokens are promised to requests and "
+                    f"{cache.free_tokens + cache.evictable_tokens} could be had"
+                )
+            yield self._env.timeout(max(0.0, landing_s - self._env.now))
+            cache.at(self._env.now)
+
+    def _blocked_s(self) -> float:
+        blocked_s, self._cache.blocked_s = self._cache.blocked_s, 0.0
+        return blocked_s
+
+    def _idle(self) -> Generator[Any, Any, None]:
+        """Nothing to compute: wait for a request, a message or a copy."""
+        env = self._env
+        if self._inbox:
+            return
+        if self._wake.triggered:
+            self._wake = env.event()
+        wants_s = [
+            at_s
+            for at_s in (self._cache.next_landing_s, self._side.attention_s(env.now))
+            if at_s is not None
+        ]
+        if not wants_s:
+            yield self._wake
+            return
+        # A copy may have to wait for a request; never the other way round.
+        yield self._wake | env.timeout(max(0.0, min(wants_s) - env.now))

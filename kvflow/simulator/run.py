@@ -1,0 +1,206 @@
+"""Runs a workload on a simulated engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import simpy
+
+from kvflow.errors import InvalidInputError
+from kvflow.simulator.base import POLICIES, EngineModel, PolicyName, SimulationResult, TierTokens
+from kvflow.simulator.cache import TieredCache
+from kvflow.simulator.clients import Clients, LiveWorkflow
+from kvflow.simulator.costs import CostModel
+from kvflow.simulator.engine import Engine
+from kvflow.simulator.knowledge import Knowledge
+from kvflow.simulator.measures import Tally
+from kvflow.simulator.prefixes import PrefixPool
+from kvflow.simulator.ranking import (
+    LFURanking,
+    LRURanking,
+    PriorityRanking,
+    Ranking,
+    SLRURanking,
+)
+from kvflow.simulator.requests import Request
+from kvflow.simulator.sides import KVFlowSide, StockSide
+from kvflow.workload import CacheSizes, Workload
+
+__all__ = ["simulate"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    uses_host: bool = False
+    hints: bool = False
+    prefetches: bool = False
+
+
+_TRAITS: Final[dict[PolicyName, _Traits]] = {
+    "lru": _Traits(),
+    "lfu": _Traits(),
+    "slru": _Traits(),
+    "priority": _Traits(),
+    "ttl": _Traits(),
+    "hicache-lru": _Traits(uses_host=True),
+    "kvflow-eviction": _Traits(uses_host=True, hints=True),
+    "kvflow": _Traits(uses_host=True, hints=True, prefetches=True),
+    "clairvoyant": _Traits(uses_host=True),
+}
+
+_STOCK_RANKINGS: Final[dict[PolicyName, type[LRURanking]]] = {
+    "lru": LRURanking,
+    "hicache-lru": LRURanking,
+    "lfu": LFURanking,
+    "slru": SLRURanking,
+    "priority": PriorityRanking,
+}
+
+
+def simulate(
+    workload: Workload,
+    cache: CacheSizes,
+    costs: CostModel,
+    policy: PolicyName,
+    *,
+    engine: EngineModel = EngineModel(),  # noqa: B008  (frozen)
+    bound: bool = False,
+    seed: int = 0,
+) -> SimulationResult:
+    """Run a workload on a model of the engine under one policy.
+
+    The same arguments give the same result, whatever the process. Memory grows with what is live
+    at one time, not with the number of calls; with ``bound`` by some 100 bytes a call, and with a
+    storage tier by what is stored, as that has no limit.
+
+    Args:
+        workload: what the clients do.
+        cache: sizes of the tiers.
+        costs: how long operations take.
+        policy: what decides which KV is kept.
+        engine: how the engine is set up.
+        bound: also work out the most that any policy could have found (see
+            ``SimulationResult.bound_hit_tokens``).
+        seed: of all that the policy draws. No policy draws anything at present.
+
+    Raises:
+        InvalidInputError: the policy is unknown, or a call does not fit into the device tier.
+    """
+    del seed
+    if policy not in POLICIES:
+        raise InvalidInputError(["policy"], f"{policy!r} is unknown; use {', '.join(POLICIES)}")
+    return _Simulation(workload, cache, costs, policy, engine).run()
+
+
+class _Simulation:
+    """One run, with what is counted of it."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        sizes: CacheSizes,
+        costs: CostModel,
+        policy: PolicyName,
+        model: EngineModel,
+    ) -> None:
+        traits = _TRAITS[policy]
+        self._policy = policy
+        self._workload = workload
+        self._env = simpy.Environment()
+        self._tally = Tally()
+        self._pool = PrefixPool(sizes.page_tokens)
+        knowledge = Knowledge()
+        ranking: Ranking = knowledge if traits.hints else _STOCK_RANKINGS[policy]()
+        self._cache = TieredCache(
+            sizes,
+            model,
+            costs,
+            ranking,
+            uses_host=traits.uses_host or model.host_for_all,
+            cuts_victims=traits.hints,
+            refuses_backups=traits.hints,
+        )
+        self._knowledge = knowledge if traits.hints else None
+        side: StockSide
+        if traits.hints:
+            side = KVFlowSide(self._cache, self._ended, self._computed, knowledge)
+        else:
+            side = StockSide(self._cache, self._ended, self._computed)
+        self._clients = Clients(
+            self._env,
+            workload,
+            self._pool,
+            model,
+            self,
+            declares=traits.hints,
+            largest_tokens=self._cache.device_capacity - 2 * sizes.page_tokens,
+        )
+        self._engine = Engine(self._env, self._cache, costs, model, side)
+
+    def run(self) -> SimulationResult:
+        self._clients.begin(self._engine)
+        self._env.run()
+        if self._clients.live:
+            raise RuntimeError(f"{self._clients.live} workflows came to a standstill")
+        return self._result()
+
+    def began(self, live: LiveWorkflow) -> None:
+        pass
+
+    def over(self, live: LiveWorkflow, now_s: float) -> None:
+        tally = self._tally
+        if tally.calls:
+            tally.workflows += 1
+            tally.workflow.add(now_s - live.began_s)
+
+    def _computed(self, request: Request) -> None:
+        pass
+
+    def _ended(self, request: Request) -> None:
+        tally, now_s = self._tally, self._env.now
+        tally.calls_in_all += 1
+        if tally.calls_in_all > self._workload.warm_up_calls:
+            tally.calls += 1
+            tally.prompt_tokens += request.prompt_tokens
+            tally.output_tokens += request.output_tokens
+            tally.device_hits += request.hit_device
+            tally.host_hits += request.hit_host
+            tally.storage_hits += request.hit_storage
+            tally.ttft.add(request.first_token_s - request.arrived_s)
+            tally.total.add(now_s - request.arrived_s)
+            tally.last_end_s = now_s
+        elif tally.calls_in_all == self._workload.warm_up_calls:
+            tally.counted_from_s = tally.last_end_s = now_s
+        self._clients.ended(request)
+
+    def _result(self) -> SimulationResult:
+        tally, cache, engine = self._tally, self._cache, self._engine
+        trust = None if self._knowledge is None else self._knowledge.weights.trust
+        return SimulationResult(
+            policy=self._policy,
+            calls=tally.calls,
+            calls_in_all=tally.calls_in_all,
+            workflows=tally.workflows,
+            prompt_tokens=tally.prompt_tokens,
+            output_tokens=tally.output_tokens,
+            hits=TierTokens(tally.device_hits, tally.host_hits, tally.storage_hits),
+            bound_hit_tokens=None,
+            wall_s=tally.last_end_s - tally.counted_from_s,
+            ttft_s=tally.ttft.quantiles(),
+            total_s=tally.total.quantiles(),
+            workflow_s=tally.workflow.quantiles(),
+            loaded_tokens=cache.load_link.tokens,
+            written_tokens=cache.write_link.tokens,
+            evicted_tokens=cache.evicted_tokens,
+            prefetched_tokens=0,
+            used_tokens=0,
+            wasted_tokens=0,
+            unused_tokens=0,
+            late_tokens=0,
+            fetched_tokens=0,
+            prediction_hits=0 if trust is None else trust.hits,
+            prediction_misses=0 if trust is None else trust.misses,
+            prefill_steps=engine.prefill_steps,
+            decode_steps=engine.decode_steps,
+        )
