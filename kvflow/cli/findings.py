@@ -100,7 +100,7 @@ def _torch(machine: Machine) -> Finding:
 
 def _sglang(machine: Machine) -> Finding:
     version = machine.packages["sglang"]
-    tried = " and ".join(SUPPORTED)
+    tried = f"{SUPPORTED[0]} to {SUPPORTED[-1]}"
     if version is None:
         return Finding("sglang", "problem", f"not installed; KVFlow works with {tried}", _INSTALL)
     if version.partition("+")[0] not in SUPPORTED:

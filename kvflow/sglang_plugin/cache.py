@@ -120,7 +120,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
     def evict_host(self, num_tokens: int, *args: Any, **kwargs: Any) -> int:
         """Make room for ``num_tokens``: for a fetch SGLang asks for all, whatever is free.
 
-        A backup states the shortfall (0.5.23, ``_execute_kv_backup``).
+        A backup states the shortfall (``_execute_kv_backup``).
         """
         shortfall = num_tokens - int(self.cache_controller.mem_pool_host.available_size())
         if args or kwargs or self._backing_up or not 0 < shortfall < num_tokens:
@@ -220,7 +220,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
             return super().evict(params)
 
     def evict_for_alloc(self, params: Any, **kwargs: Any) -> Any:
-        # The walk's own quota is all that is evictable (0.5.23, _evict_components); the
+        # The walk's own quota is all that is evictable (0.5.19-0.5.23, _evict_components); the
         # shortfall is what a split may stop at.
         with self._needing(params):
             return super().evict_for_alloc(params, **kwargs)
@@ -235,21 +235,47 @@ class KVFlowRadixCache(UnifiedRadixCache):
             component.needed_tokens = None
 
     def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
-        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        if self._is_in_tree(req, up_to):
+            self.tree_core.touch_down(req.last_node)
+        else:
+            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if req.finished():
             self._learn_guarded(req)
         else:
             self.kvflow_transfers.wait_before_decoding(self.path_to(req.last_node))
 
+    def _is_in_tree(self, req: Any, up_to: int) -> bool:
+        """Whether an earlier checkpoint of the request took all that there is to take.
+
+        So it is with answers that fill no page. SGLang would walk to the node that the request
+        holds a lock on, find nothing to do, and lock it anew.
+        """
+        if not self.tree_core.short_walks or self.disable or req.kv_rotation_base is not None:
+            return False
+        page, kv = self.page_size, req.kv
+        tokens = min(up_to, len(req.full_untruncated_fill_ids)) // page * page
+        return bool(
+            0 < tokens == kv.cache_inserted_len == kv.cache_protected_len
+            and tokens <= len(req.origin_input_ids)
+            and req.lock is not None
+            and req.lock.node == req.last_node
+        )
+
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
-        """0.5.17's counterpart of ``checkpoint_into_tree`` for a request that goes on."""
+        """``checkpoint_into_tree`` up to 0.5.21, for a request that goes on."""
         super().cache_unfinished_req(req, *args, **kwargs)
         self.kvflow_transfers.wait_before_decoding(self.path_to(req.last_node))
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
-        """0.5.17's counterpart of ``checkpoint_into_tree`` for a finished request."""
+        """``checkpoint_into_tree`` up to 0.5.20, for a finished request."""
         super().cache_finished_req(req, is_insert=is_insert, **kwargs)
         if is_insert:
+            self._learn_guarded(req)
+
+    def insert_req(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """0.5.21's counterpart of ``checkpoint_into_tree``, for a finished request."""
+        super().insert_req(req, up_to=up_to, **kwargs)
+        if req.finished():
             self._learn_guarded(req)
 
     def _execute_kv_backup(self, node_id: int, *args: Any, **kwargs: Any) -> Any:
@@ -352,12 +378,13 @@ class KVFlowRadixCache(UnifiedRadixCache):
         )
         lesson = self.kvflow_learner.observe(call)
         self.kvflow_weights.drop_histories(lesson.ended)
-        tokens = call.prompt + call.answer
+        tokens = lesson.conversation.tokens
         salt = getattr(req, "cache_salt", None)
         path = self._path(tokens, req.extra_key, salt)
+        fixed_path = self._cut(path, lesson.fixed_tokens)
         self.tree_core.ownership.mark_seen(path)
+        self._assign(prefix_owner, fixed_path)
         fixed = tokens[: lesson.fixed_tokens]
-        self._assign(prefix_owner, self._path(fixed, req.extra_key, salt))
         self._remember_path(prefix_owner, fixed, req.extra_key, salt)
         history_owner = self.kvflow_weights.history_owner(
             workflow, metadata.agent_id, lesson.conversation
@@ -471,23 +498,32 @@ class KVFlowRadixCache(UnifiedRadixCache):
 
         Splits the last node where the path ends within it. Whole pages only.
         """
-        key = self._key(tokens, extra_key, salt)
-        nodes: list[Any] = []
-        node = self.tree_core.root_node
-        while len(key):
-            child = node.children.get(key.child_key(self.page_size))
-            if child is None:
-                break
-            shared = child.key.match(key, page_size=self.page_size)
-            if shared == 0:
-                break
-            if shared < len(child.key):
-                child, action = self.tree_core.split_at(child, shared)
-                if action is not None:
-                    self._apply_cache_actions([action])
-            nodes.append(child)
-            node, key = child, key[shared:]
+        found = self.peek(tokens, extra_key, salt)
+        nodes = [node for node, _ in found]
+        if found and found[-1][1] < len(nodes[-1].key):
+            nodes[-1] = self._split(*found[-1])
         return nodes
+
+    def _cut(self, path: list[Any], tokens: int) -> list[Any]:
+        """The nodes of the path's first ``tokens``, whole pages only.
+
+        Splits the node that this ends within; its upper part is in the path then, too.
+        """
+        left = tokens // self.page_size * self.page_size
+        for number, node in enumerate(path):
+            if left <= 0:
+                return path[:number]
+            if left < len(node.key):
+                path.insert(number, self._split(node, left))
+                return path[: number + 1]
+            left -= len(node.key)
+        return list(path)
+
+    def _split(self, node: Any, length: int) -> Any:
+        upper, action = self.tree_core.split_at(node, length)
+        if action is not None:
+            self._apply_cache_actions([action])
+        return upper
 
     def _assign(self, owner: Owner[Any], path: Iterable[Any]) -> None:
         self.tree_core.rerank(self.tree_core.ownership.assign(owner, path))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvflow.sglang_plugin.channel import ServiceChannel
 from kvflow.sglang_plugin.compat import (
     check_version,
+    complete_fences,
     prefetch_obstacle,
     select_tree_core,
     served_model_name,
@@ -116,6 +117,8 @@ class PluginRuntime:
         cache = _build(registry, ctx, KVFlowRadixCache)
         if params.enable_metrics and ctx.tp_rank == 0:
             cache.report_to(prometheus_metrics(served_model_name(ctx.server_args)))
+        if cache.cache_controller is not None:
+            complete_fences(cache.cache_controller, ctx.tp_worker.model_runner.forward_stream)
         self._pp_rank = params.pp_rank
         self._cache = cache
         cache.kvflow_load = self._settings.load
@@ -276,7 +279,7 @@ def _build(registry: Any, ctx: Any, cache_class: type[KVFlowRadixCache]) -> KVFl
     if create is not None:
         cache = create(ctx, cache_class=cache_class)
         return cache
-    # 0.5.17 has no parameter for the class: it is looked up by name when the cache is built.
+    # Up to 0.5.20 the class is no parameter: it is looked up by name when the cache is built.
     from sglang.srt.mem_cache import unified_radix_cache
 
     stock = unified_radix_cache.UnifiedRadixCache

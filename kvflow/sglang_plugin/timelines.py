@@ -19,7 +19,7 @@ __all__ = ["Timelines"]
 class Timelines:
     """The timelines of one engine's requests; only the first rank keeps them.
 
-    What SGLang calls things is read here and nowhere else: 0.5.17 and 0.5.23.
+    What SGLang calls things is read here and nowhere else, for 0.5.17 to 0.5.23.
     """
 
     def __init__(self, recorder: TraceRecorder, on_demand: TraceOnDemand | None) -> None:

@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from kvflow.eviction import EvictionKey, Owner, eviction_key
 from kvflow.prefetch import PrefetchUsage
-from kvflow.sglang_plugin.compat import request_handle, storage_prefetch_supported
+from kvflow.sglang_plugin.compat import (
+    computing_stream,
+    request_handle,
+    storage_prefetch_supported,
+    tokens_fetched,
+)
 from kvflow.sglang_plugin.control import WorkflowKey
 
 if TYPE_CHECKING:
@@ -214,7 +219,7 @@ class TransfersAhead:
         for number in done:
             fetch = self.fetches.pop(number)
             self._trace("fetch", [fetch])
-            arrived = cache.prefetch_loaded_tokens_by_reqid.get(fetch.handle, 0)
+            arrived = tokens_fetched(cache.prefetch_loaded_tokens_by_reqid, fetch.handle)
             cache.release_aborted_request(fetch.handle)
             cache.find_path_again(number)
             self._report_fetched(number, arrived, fetch.tokens)
@@ -259,8 +264,7 @@ class TransfersAhead:
         if not self.loads or self.load_of(nodes) is None:
             return
         controller = self._cache.cache_controller
-        # The stream that computes; not known without overlap scheduling, nor in 0.5.17.
-        fence = getattr(controller, "load_fence_stream", None)
+        fence = computing_stream(controller)
         for ack in controller.ack_load_queue:
             if fence is None:
                 ack.finish_event.synchronize()

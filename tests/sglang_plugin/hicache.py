@@ -26,6 +26,7 @@ import pytest
 from kvflow.engine import cpu_link, cpu_support
 from kvflow.engine.cpu_link import LinkDevice, LinkSettings, LinkStream
 from kvflow.engine.cpu_support import CPU_ENGINE_VARIABLE
+from kvflow.sglang_plugin import compat
 from kvflow.sglang_plugin.control import ServiceUpdate, WorkflowUpdate
 from kvflow.sglang_plugin.schedule import StatusAwareScheduling
 from tests.sglang_plugin.caches import FULL, Core, KVFlowRadixCache, UnifiedRadixCache, torch
@@ -272,8 +273,10 @@ class Engine:
         self.copies = SteppedStream()
         self.forwards = SteppedStream()
         self.controller.l2_transfer_engine.host_to_device_stream = self.copies
-        self.controller.load_fence_stream = self.forwards
-        self.controller.write_fence_stream = self.forwards
+        for fence in ("load_fence_stream", "write_fence_stream"):
+            if hasattr(self.controller, fence):
+                setattr(self.controller, fence, self.forwards)
+        compat.complete_fences(self.controller, self.forwards)
         self.capacity_tokens = int(self.allocator.available_size())
         self.host_capacity_tokens = int(self.controller.mem_pool_host.available_size())
         self.allocator.scribble = self._scribble

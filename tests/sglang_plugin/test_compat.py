@@ -22,7 +22,7 @@ from kvflow.sglang_plugin.runtime import PluginRuntime
 from kvflow.sglang_plugin.settings import PluginSettings
 from kvflow.sglang_plugin.transfers import SLOTS_LEFT_TO_REQUESTS
 from tests.sglang_plugin.caches import FULL
-from tests.sglang_plugin.hicache import Engine, build_engine, patched_sglang
+from tests.sglang_plugin.hicache import Engine, SteppedStream, build_engine, patched_sglang
 
 
 def resolve(path: str) -> Any:
@@ -291,9 +291,40 @@ class TestLoads:
         assert compat.nothing_loaded(req) == (0, req.last_node)
         engine.waiting.clear()
 
-    def test_a_request_s_load_answered_with_indices_in_the_oldest(self) -> None:
-        req = SimpleNamespace(prefix_indices=[4, 5], last_node=6)
+    @pytest.mark.parametrize("since_0_5_20", [{}, {"host_loaded_length": 0}])
+    def test_a_request_s_load_answered_with_indices_up_to_0_5_21(
+        self, since_0_5_20: dict[str, int]
+    ) -> None:
+        req = SimpleNamespace(prefix_indices=[4, 5], last_node=6, **since_0_5_20)
         assert compat.nothing_loaded(req) == ([], 6)
+
+    def test_the_controller_knows_what_copies_wait_for(self, engine: Engine) -> None:
+        assert {"load_fence_stream", "write_fence_stream"} <= set(vars(engine.controller))
+        assert not {"start_loading", "start_writing"} & set(vars(engine.controller))
+
+    @pytest.mark.parametrize("version", ["0.5.17", "0.5.18"])
+    @pytest.mark.parametrize("direction", ["load", "write"])
+    def test_what_computes_goes_first_where_the_controller_knows_no_fence(
+        self, version: str, direction: str
+    ) -> None:
+        """A batch under way writes to rows that a load is given, or that a backup reads."""
+        computing, copies = SteppedStream(), SteppedStream()
+        done: list[str] = []
+        controller = SimpleNamespace(
+            start_loading=lambda: copies.copy(lambda: done.append("load"), 0),
+            start_writing=lambda: copies.copy(lambda: done.append("write"), 0),
+        )
+        if version == "0.5.17":
+            vars(controller)[f"{direction}_stream"] = copies
+        else:
+            name = {"load": "host_to_device", "write": "device_to_host"}[direction]
+            controller.l2_transfer_engine = SimpleNamespace(**{f"{name}_stream": copies})
+        compat.complete_fences(controller, computing)
+        assert compat.computing_stream(controller) is computing
+        computing.copy(lambda: done.append("compute"), 0)
+        {"load": controller.start_loading, "write": controller.start_writing}[direction]()
+        copies.close()
+        assert done == ["compute", direction]
 
 
 class TestStorage:
@@ -303,6 +334,14 @@ class TestStorage:
         assert {handle: 1}.get(same) == 1
         assert handle != other
         assert handle.rid == "a"
+
+    def test_what_it_brought_is_known_by_its_handle_or_by_the_id_of_0_5_20(self) -> None:
+        handle = compat.request_handle("a")
+        assert compat.tokens_fetched({handle: 3, "a": 4}, handle) == 3
+        assert compat.tokens_fetched({"a": 4}, handle) == 4
+        assert compat.tokens_fetched({"a": 4}, "a") == 4
+        assert compat.tokens_fetched({"b": 4}, handle) == 0
+        assert compat.tokens_fetched({}, "a") == 0
 
     def test_a_short_fetch_is_declined(self) -> None:
         assert "< self.prefetch_threshold" in source(f"{CACHE}.prefetch_from_storage")
@@ -329,7 +368,7 @@ class TestScheduler:
         assert {"extend_num_tokens", "reqs"} <= set(batch.__annotations__)
 
 
-@pytest.mark.parametrize("version", ["0.5.10", "0.5.20", "0.6.0", "0.5.24"])
+@pytest.mark.parametrize("version", ["0.5.10", "0.5.16", "0.6.0", "0.5.24"])
 def test_unknown_version_is_refused_and_sglang_left_alone(
     monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:

@@ -421,6 +421,7 @@ class TestWaitBeforeDecoding:
         self, engine: Engine, waits: list[tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delattr(engine.controller, "load_fence_stream")
+        monkeypatch.delattr(engine.controller, "kvflow_computing_stream")
         self.wait(engine, 1)
         assert waits == [(0, "the host"), (1, "the host")]
 
