@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.simulation.runs import Case, arguments, ratio, run_all, write
-from kvflow.prefetch import Link
+from benchmarks.simulation.runs import Case, arguments, ratio, run_all, with_link, write
 from kvflow.simulator import PolicyName
-from kvflow.simulator.costs import CostModel
 from kvflow.simulator.presets import cost_model, device_tokens
 from kvflow.workload import Scenario, parse_scenario
 
@@ -32,11 +29,12 @@ FIGURE: Final = Path(__file__).parents[2] / "docs" / "figures" / "map.svg"
 LENGTHS: Final = (512, 1024, 2048, 4096, 8192, 16_384)
 AGENTS: Final = (2, 4, 8, 16, 32, 64)
 BANDWIDTHS: Final[Mapping[str, float]] = {
+    "1.5 GB/s": 1.5e9,
+    "3 GB/s": 3e9,
     "6 GB/s": 6e9,
     "12 GB/s (PCIe 3)": 12.4e9,
     "25 GB/s (PCIe 4)": 24.8e9,
     "56 GB/s (PCIe 5)": 55.6e9,
-    "300 GB/s (C2C)": 300e9,
 }
 POLICIES: Final[tuple[PolicyName, ...]] = ("lru", "hicache-lru", "kvflow")
 BASELINES: Final[Mapping[PolicyName, str]] = {
@@ -44,8 +42,8 @@ BASELINES: Final[Mapping[PolicyName, str]] = {
     "lru": "over SGLang without a host tier",
 }
 ROUNDS: Final = 5
-DYNAMIC_TOKENS: Final = 128
-OUTPUT_TOKENS: Final = 64
+DYNAMIC_TOKENS: Final = 32
+OUTPUT_TOKENS: Final = 32
 
 
 def scenario(length: int, agents: int, seed: int) -> Scenario:
@@ -67,16 +65,10 @@ def scenario(length: int, agents: int, seed: int) -> Scenario:
     )
 
 
-def costs_with(bytes_per_s: float) -> CostModel:
-    """The preset with another link."""
-    costs = cost_model(GPU, MODEL)
-    link = Link(bytes_per_s / costs.kv_bytes_per_token, costs.load.latency_s)
-    return replace(costs, load=link, write=link)
-
-
 def cases(
     lengths: Sequence[int], agents: Sequence[int], bandwidths: Mapping[str, float], seed: int
 ) -> Iterator[Case]:
+    costs = cost_model(GPU, MODEL)
     for name, bytes_per_s in bandwidths.items():
         for length in lengths:
             for count in agents:
@@ -84,7 +76,7 @@ def cases(
                     yield Case(
                         {"bandwidth": name, "fixed_tokens": length, "agents": count},
                         scenario(length, count, seed),
-                        costs_with(bytes_per_s),
+                        with_link(costs, bytes_per_s),
                         policy,
                     )
 
@@ -123,7 +115,7 @@ def draw(result: Mapping[str, Any], path: Path = FIGURE) -> None:
         figure, grid = pyplot.subplots(
             len(BASELINES),
             len(bandwidths),
-            figsize=(2.5 * len(bandwidths) + 1.5, 6.2),
+            figsize=(2.2 * len(bandwidths) + 1.2, 6.0),
             sharex=True,
             sharey=True,
             squeeze=False,
@@ -190,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 **{"output_tokens": OUTPUT_TOKENS, "seed": options.seed},
             },
             scenarios={},
-            costs=[costs_with(bytes_per_s) for bytes_per_s in bandwidths.values()][:1],
+            costs=[cost_model(GPU, MODEL)],
             points=points(rows),
             rows=rows,
         )

@@ -5,6 +5,10 @@ NeurIPS'25 camera-ready) was measured on GPUs, with the authors' system and SGLa
 to it is a simulation of this implementation and of SGLang 0.5.23, whose HiCache computes a layer
 while it loads the next. So equal figures are not expected, and a smaller gain over HiCache is.
 
+HiCache copied page by page then, and how fast that was the paper does not say; so each
+configuration is simulated with the link at the speed it can reach and with slower ones, which say
+what the copies would have had to be like for a figure to come out as published.
+
 The method is theirs: ten agents, each one's fixed prompt warmed, then ten runs of the workflow with
 new suffixes; for many workflows, each with agents of its own, all at once. The device pool is what
 ``--mem-fraction-static 0.88`` leaves next to the weights, SGLang 0.4.4's default; the host pool
@@ -15,11 +19,11 @@ has that many alternatives; PEER has prompts of 2,048 tokens of which half is sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
-from benchmarks.simulation.runs import Case, arguments, ratio, run_all, write
+from benchmarks.simulation.runs import Case, arguments, ratio, run_all, with_link, write
 from kvflow.simulator import EngineModel, PolicyName
 from kvflow.simulator.costs import CostModel
 from kvflow.simulator.presets import cost_model, device_tokens
@@ -28,6 +32,9 @@ from kvflow.workload import Scenario, parse_scenario
 __all__ = ["PUBLISHED", "Setup", "compared"]
 
 MEM_FRACTION: Final = 0.88
+SPEEDS: Final[Mapping[str, float | None]] = {"full": None, "4 GB/s": 4e9, "1 GB/s": 1e9}
+"""Of the link between host and device; None: the preset's."""
+
 RUNS: Final = 10
 AGENTS: Final = 10
 POLICIES: Final[tuple[PolicyName, ...]] = ("lru", "hicache-lru", "kvflow-eviction", "kvflow")
@@ -167,49 +174,57 @@ PUBLISHED: Final = (
 
 
 def compared(rows: Sequence[Mapping[str, Any]], setups: Sequence[Setup]) -> list[dict[str, Any]]:
-    """The published figures, each with the simulated one; None where nothing of it was run."""
+    """The published figures, each with the simulated ones by speed of the link.
+
+    A simulated figure is the geometric mean over the setups it stands for.
+    """
     found = []
     for one in PUBLISHED:
-        covered = [setup for setup in setups if one.covers(setup)]
-        ratios = [
-            value
-            for setup in covered
-            if (value := ratio(_of(rows, setup.name), one.by, one.over)) is not None
-        ]
+        covered = [setup.name for setup in setups if one.covers(setup)]
+        simulated = {}
+        for speed in SPEEDS:
+            ratios = [
+                value
+                for name in covered
+                if (value := ratio(_of(rows, name, speed), one.by, one.over)) is not None
+            ]
+            if ratios:
+                simulated[speed] = {
+                    **{"mean": geometric_mean(ratios), "least": min(ratios)},
+                    "most": max(ratios),
+                }
         found.append(
             {
                 "what": one.what,
                 **{"gpu": one.gpu, "by": one.by, "over": one.over, "source": one.source},
-                "published": one.figure,
-                "simulated": geometric_mean(ratios) if ratios else None,
-                "least": min(ratios, default=None),
-                "most": max(ratios, default=None),
-                "setups": len(ratios),
+                **{"published": one.figure, "simulated": simulated, "setups": len(covered)},
             }
         )
     return found
 
 
-def _of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["setup"] == name]
+def _of(rows: Sequence[Mapping[str, Any]], name: str, speed: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if (row["setup"], row["link"]) == (name, speed)]
 
 
 def cases(setups: Sequence[Setup], seed: int, runs: int) -> Iterator[Case]:
     for setup in setups:
         chunk = 8192 if setup.gpu == "h100" else 4096
         scenario = setup.scenario(seed, runs)
-        for policy in POLICIES:
-            yield Case(
-                {"setup": setup.name},
-                scenario,
-                costs_of(setup),
-                policy,
-                replace(EngineModel(), chunked_prefill_tokens=chunk),
-            )
+        for speed, bytes_per_s in SPEEDS.items():
+            for policy in POLICIES:
+                yield Case(
+                    {"setup": setup.name, "link": speed},
+                    scenario,
+                    costs_of(setup, bytes_per_s),
+                    policy,
+                    EngineModel(chunked_prefill_tokens=chunk),
+                )
 
 
-def costs_of(setup: Setup) -> CostModel:
-    return cost_model(setup.gpu, setup.model)
+def costs_of(setup: Setup, bytes_per_s: float | None = None) -> CostModel:
+    costs = cost_model(setup.gpu, setup.model)
+    return costs if bytes_per_s is None else with_link(costs, bytes_per_s)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -220,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.output,
         settings={
             **{"runs": runs, "agents": AGENTS, "mem_fraction": MEM_FRACTION},
-            "seed": options.seed,
+            **{"seed": options.seed, "links": dict(SPEEDS)},
         },
         scenarios={setup.name: setup.scenario(options.seed, runs) for setup in SETUPS},
         costs={setup.gpu: costs_of(setup) for setup in SETUPS}.values(),

@@ -7,17 +7,18 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.environment import write_result
+from kvflow.prefetch import Link
 from kvflow.simulator import EngineModel, PolicyName, simulate
 from kvflow.simulator.cost_files import written_cost_model
 from kvflow.simulator.costs import CostModel
 from kvflow.workload import Scenario, build_workload
 
-__all__ = ["RESULTS", "Case", "arguments", "run_all", "write"]
+__all__ = ["RESULTS", "Case", "arguments", "ratio", "run_all", "with_link", "write"]
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 
@@ -108,6 +109,12 @@ def arguments(description: str | None, result: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the workloads (default: 0)")
     parser.add_argument("--output", type=Path, default=RESULTS / f"simulate_{result}.json")
     return parser
+
+
+def with_link(costs: CostModel, bytes_per_s: float) -> CostModel:
+    """The costs with another speed of the link between host and device."""
+    link = Link(bytes_per_s / costs.kv_bytes_per_token, costs.load.latency_s)
+    return replace(costs, load=link, write=link)
 
 
 def ratio(rows: Sequence[Mapping[str, Any]], policy: str, other: str) -> float | None:
