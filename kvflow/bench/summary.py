@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from kvflow.bench.rows import CallRow, Run
+from kvflow.bench.rows import Run
 from kvflow.demo.summary import percentile
 
 __all__ = ["METRICS", "Difference", "differences", "prefetch_figures", "ratios", "summarize"]
@@ -163,22 +163,6 @@ def differences(arms: Mapping[str, Sequence[Run]]) -> list[Difference]:
                 if expected.get(call) != answers.get(call)
             ]
     return found
-
-
-def tier_shares(row: CallRow) -> dict[str, float]:
-    """Where an agent's fixed prefix was when it was called, in shares that add up to 1.
-
-    What is cached of a prompt is its beginning; what is on the device comes before what is on the
-    host, and that before what is in storage.
-    """
-    left = row.fixed_tokens
-    shares: dict[str, float] = {}
-    for tier in TIERS:
-        there = min(left, getattr(row, f"{tier}_tokens"))
-        shares[tier] = there / row.fixed_tokens if row.fixed_tokens else 0.0
-        left -= there
-    shares["nowhere"] = left / row.fixed_tokens if row.fixed_tokens else 1.0
-    return shares
 
 
 def _times_as_fast(metric: Metric, run: Run, reference: Run) -> float:

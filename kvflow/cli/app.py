@@ -35,6 +35,7 @@ COMMANDS: Final = (
     Command("engine", "Start SGLang with KVFlow's cache, on CUDA or on a CPU.", "sglang"),
     Command("serve", "Run the KVFlow service.", "server"),
     Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
+    Command("bench", "Run a scenario with every kind of cache, on this machine.", "bench"),
     Command("trace", "Ask a running engine for the timeline of its latest requests.", "cli"),
     Command("convert-trace", "Make a trace to replay of a recording or another's trace.", "cli"),
     Command("doctor", "Check this machine and say what is missing.", "cli"),

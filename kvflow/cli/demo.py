@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Final, NoReturn, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
 
+from kvflow.cli.long_runs import check_writable, signals_clean_up
 from kvflow.demo import DemoOptions, DemoResult, render, run_demo, to_json
 from kvflow.demo.arms import ARMS, DEFAULT_ARMS, choose_arms
 from kvflow.demo.progress import LiveProgress, PlainProgress, Progress
@@ -21,8 +17,6 @@ from kvflow.engine.device import Device
 from kvflow.errors import InvalidInputError
 
 __all__ = ["demo"]
-
-_ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def demo(
@@ -57,11 +51,11 @@ def demo(
         device=cast(Device, device),
         keep_logs=keep_logs,
     )
-    _check_writable(json_file)
+    check_writable("--json", json_file)
     # With the figures on stdout, what people read goes to stderr.
     console = Console(stderr=json_file == "-")
     try:
-        with _signals_clean_up():
+        with signals_clean_up():
             result = run_demo(options, _progress(console))
     except KeyboardInterrupt:
         typer.echo("kvflow demo: interrupted; its processes are stopped", err=True)
@@ -77,39 +71,6 @@ def _progress(console: Console) -> Progress:
     return PlainProgress(
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
     )
-
-
-@contextmanager
-def _signals_clean_up() -> Iterator[None]:
-    """Let the first signal to end be an exception that stops all processes, undisturbed by more."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        for one in _ENDING_SIGNALS:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {one: signal.getsignal(one) for one in _ENDING_SIGNALS}
-    for one in _ENDING_SIGNALS:
-        if before[one] is not signal.SIG_IGN:  # nohup
-            signal.signal(one, interrupt)
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def _check_writable(json_file: str | None) -> None:
-    """Now, and not after six minutes."""
-    if json_file is None or json_file == "-":
-        return
-    target = Path(json_file)
-    if target.is_dir():
-        raise InvalidInputError(["--json"], f"{json_file!r} is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise InvalidInputError(["--json"], f"there is no folder {str(target.parent)!r}")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise InvalidInputError(["--json"], f"{json_file!r} cannot be written by this user")
 
 
 def _write(result: DemoResult, json_file: str, console: Console) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,24 +76,3 @@ def test_wrong_options_are_refused_before_anything_runs(
         call(tmp_path)
     assert caught.value.field == (field,)
     assert ran == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_run_and_more_of_them_do_not_disturb_the_cleaning_up(
-    number: signal.Signals,
-) -> None:
-    before = signal.getsignal(number)
-    cleaned_up: list[bool] = []
-
-    def end_and_clean_up() -> None:
-        try:
-            signal.raise_signal(number)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)
-            cleaned_up.append(True)
-
-    with pytest.raises(KeyboardInterrupt), command._signals_clean_up():
-        end_and_clean_up()
-    assert cleaned_up
-    assert signal.getsignal(number) is before
