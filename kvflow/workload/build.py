@@ -100,7 +100,8 @@ def _workflows(scenario: Scenario, teams: _Teams) -> Iterator[_Made]:
     flows = _stream(scenario, "flows")
     pauses = _stream(scenario, "pauses")
     arrivals = _stream(scenario, "arrivals")
-    deviating = _stream(scenario, "deviations")
+    wrong = scenario.hints.wrong
+    deviations = Deviations(wrong, _stream(scenario, "deviations")) if wrong else None
     popularity = list(accumulate(rank**-load.zipf for rank in range(1, load.teams + 1)))
     ranks = range(load.teams)
     arrival_s = 0.0
@@ -115,13 +116,10 @@ def _workflows(scenario: Scenario, teams: _Teams) -> Iterator[_Made]:
             team.agent_ids,
             teams.prefixes(client_id, team_number),
         )
-        deviations = None
-        if scenario.hints.wrong:
-            deviations = Deviations(team.graph, scenario.hints.wrong, deviating)
         calls: list[WorkloadCall] = []
         rounds: list[int] = []
         after: tuple[int, ...] = ()
-        for round_number, stage in walk(team.flow, agents.rounds, flows, deviations):
+        for round_number, stage in walk(team.flow, team.graph, agents.rounds, flows, deviations):
             first = len(calls)
             for agent in stage:
                 pause_s = 0.0

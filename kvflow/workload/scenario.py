@@ -73,7 +73,9 @@ class Agents(_Section):
     rounds: Count = 3
     """How often a workflow goes through its agents (``random``: calls over agents)."""
     branches: Count = 1
-    loop_probability: Share = 0.3
+    loop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """With half or more a workflow may go round for long; it ends after an average of 10 calls per
+    agent and round."""
     pause_s: Seconds = 0.0
     """Mean time between a call's end and the next call: a tool. Exponential."""
 
@@ -139,7 +141,9 @@ class Scenario(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         fixed = self.prompts.fixed_tokens
-        least = fixed if isinstance(fixed, int) else min(fixed)
+        least, most = (fixed, fixed) if isinstance(fixed, int) else fixed
+        if least > most:
+            raise ValueError(f"prompts.fixed_tokens: {least} is more than {most}; the least first")
         if self.prompts.shared_tokens > least:
             raise ValueError(
                 f"prompts.shared_tokens: {self.prompts.shared_tokens} is more than the shortest "

@@ -16,26 +16,34 @@ MOST_CALLS_PER_AGENT: Final = 10
 
 
 class Deviations:
-    """Sends one workflow to agents its graph does not lead to.
+    """Sends workflows to agents that their graphs do not lead to.
 
-    Of the transitions, ``wrong`` are such ones on average. Where one entails another (a join that
-    lacks a mark of a worker that another agent ran for), it counts as one of them.
+    Of all transitions, ``wrong`` are such ones on average. Where one entails another (a join that
+    lacks the mark of a worker that another agent ran for), that counts, and one less is made later.
+    Where every agent is expected, as marks that wrong turns left behind have it in a workflow that
+    goes on for long, there is nowhere to go astray.
 
     Args:
-        graph: describes the flow rightly; its agents in the order of their positions.
+        wrong: share of the transitions.
         rng: one stream for all workflows.
     """
 
-    def __init__(self, graph: AgentStepGraph, wrong: float, rng: random.Random) -> None:
-        self._ids = graph.agent_ids
-        self._state = WorkflowState(graph)
-        self._successors = graph.adjacency.successors
+    def __init__(self, wrong: float, rng: random.Random) -> None:
         self._wrong = wrong
         self._rng = rng
         self._wanted = 0
 
-    def begin(self, stage: Stage) -> None:
-        """The workflow begins with this stage."""
+    def begin(self, graph: AgentStepGraph, stage: Stage) -> None:
+        """Begin a workflow with this stage.
+
+        Args:
+            graph: describes the flow rightly; its agents in the order of their positions.
+        """
+        self._ids = graph.agent_ids
+        self._successors = graph.adjacency.successors
+        self._state = WorkflowState(graph)
+        # What one workflow had no place for does not make the next one all wrong.
+        self._wanted = min(self._wanted, 0)
         self._run(stage)
 
     def replace(self, stage: Stage) -> Stage:
@@ -69,16 +77,24 @@ class Deviations:
 
 
 def walk(
-    flow: Flow, rounds: int, rng: random.Random, deviations: Deviations | None
+    flow: Flow,
+    graph: AgentStepGraph,
+    rounds: int,
+    rng: random.Random,
+    deviations: Deviations | None,
 ) -> Iterator[tuple[int, Stage]]:
-    """Yield round and stage until the rounds are over or nothing follows."""
+    """Yield round and stage until the rounds are over or nothing follows.
+
+    Args:
+        graph: describes the flow rightly.
+    """
     per_round = flow.calls_per_round
     limit = rounds * (per_round or MOST_CALLS_PER_AGENT * flow.agents)
     last = (flow.agents - 1,)
     stage: Stage = (0,)
     calls = finished_rounds = 0
     if deviations is not None:
-        deviations.begin(stage)
+        deviations.begin(graph, stage)
     ran = stage
     while True:
         yield finished_rounds, ran

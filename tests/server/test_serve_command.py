@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -17,8 +18,9 @@ import pytest
 from kvflow.cli.main import main
 from kvflow.errors import EnvironmentProblemError
 from kvflow.server.run import listen
+from kvflow.workload.converters import convert
 from tests.server.running import PATIENCE_S, stream
-from tests.server.workflow_bodies import cycle
+from tests.server.workflow_bodies import cycle, finished, started
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -88,6 +90,28 @@ def test_an_option_goes_before_the_environment() -> None:
             first = reader.next()
     assert first is not None
     assert first.model_dump()["lease_s"] == 77
+
+
+def test_a_recording_is_whole_after_a_signal(tmp_path: Path) -> None:
+    recording = tmp_path / "recording.jsonl"
+    with served("--record", str(recording)) as (process, url):
+        with httpx2.Client(base_url=url, timeout=PATIENCE_S) as http:
+            assert http.post("/v1/workflows", json=cycle()).status_code == 201
+            events = [started("a0"), finished("a0"), started("a1")]
+            assert http.post("/v1/workflows/w/events", json=events).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    (workflow,) = convert(recording, "recording")
+    assert [call.agent_id for call in workflow.calls] == ["a0", "a1"]
+
+
+def test_a_recording_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, message = refused(capsys, "--record", str(tmp_path / "nowhere" / "r.jsonl"))
+
+    assert status == 1
+    assert "cannot record to" in message
 
 
 def test_a_port_in_use_is_one_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
