@@ -126,7 +126,8 @@ class BatchFormer:
             request.node = node
             request.held_tokens = request.computed_tokens = prefix
             request.hit_device = match.device_tokens
-            request.hit_host = loaded
+            request.hit_storage = min(loaded, request.fetched_tokens)
+            request.hit_host = loaded - request.hit_storage
             batch.loaded_tokens += loaded
             batch.requests.append(request)
             batch.parts.append((new, prefix))

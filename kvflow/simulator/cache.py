@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvflow.eviction import EvictionIndex, EvictionKey, is_weighted
 from kvflow.simulator.base import EngineModel
 from kvflow.simulator.costs import CostModel
 from kvflow.simulator.links import Copy, FifoLink
-from kvflow.simulator.prefixes import Path, Prefix
+from kvflow.simulator.prefixes import Path
 from kvflow.simulator.radix import Inserted, Match, Node, RadixTree
 from kvflow.simulator.ranking import Ranking
+from kvflow.simulator.storage import Fetch, StorageTier
 from kvflow.workload import CacheSizes
 
-__all__ = ["CacheObserver", "LoadUnderWay", "TieredCache"]
+__all__ = ["CacheObserver", "Landed", "LoadUnderWay", "TieredCache", "path_above"]
 
 MIN_SPLIT_TOKENS = 64
 """``kvflow.sglang_plugin.tree.MIN_SPLIT_TOKENS``: no smaller tail of a weighted victim is cut off.
@@ -42,7 +43,16 @@ class LoadUnderWay:
 
     copy: Copy
     anchors: list[Node]
-    ahead: bool
+
+
+class Landed(NamedTuple):
+    """Copies that are over."""
+
+    loads: list[LoadUnderWay]
+    fetches: list[Fetch]
+
+
+_NOTHING = Landed([], [])
 
 
 class TieredCache:
@@ -75,7 +85,12 @@ class TieredCache:
         self.device_capacity = sizes.device_tokens // page * page
         self.host_capacity = sizes.host_tokens // page * page if uses_host else 0
         self.has_host = self.host_capacity > 0
-        self.storage: dict[Prefix, int] | None = {} if self.has_host and sizes.storage else None
+        self.storage: StorageTier | None = None
+        if self.has_host and sizes.storage:
+            self.storage = StorageTier(costs.fetch)
+        self._fetching_host_tokens = 0
+        # Nodes that are on the device and in host memory, oldest first. May name others too.
+        self._duplicates: dict[Node, None] = {}
         self.ranking = ranking
         self.tree = RadixTree(page, self)
         self.device_leaves: EvictionIndex[Node] = EvictionIndex(ranking.key, _number)
@@ -93,11 +108,13 @@ class TieredCache:
         self._queued_nodes: list[Node] = []
         self._queued_tokens = 0
         self._load_back_tokens = engine.load_back_tokens
+        self._fetch_tokens = engine.fetch_tokens
         self._write_back = engine.write_policy == "write_back"
         self._write_after_hits = 1 if engine.write_policy == "write_through" else 2
         # A storage tier gives back long stretches only, so there nodes stay in one piece.
         self._cuts_victims = cuts_victims and self.storage is None
         self._refuses_backups = refuses_backups
+        self._keeps_duplicates = self._write_back or self.storage is not None
 
     @property
     def free_tokens(self) -> int:
@@ -106,7 +123,7 @@ class TieredCache:
 
     @property
     def free_host_tokens(self) -> int:
-        return self.host_capacity - self.tree.host_tokens
+        return self.host_capacity - self.tree.host_tokens - self._fetching_host_tokens
 
     @property
     def evictable_tokens(self) -> int:
@@ -114,6 +131,8 @@ class TieredCache:
         return self.tree.device_tokens - self.tree.locked_tokens
 
     def split(self, upper: Node, lower: Node) -> None:
+        if lower in self._duplicates:
+            self._duplicates[upper] = None
         if self.observer is not None:
             self.observer.split(upper, lower)
 
@@ -141,22 +160,36 @@ class TieredCache:
             self.host_leaves.refresh(node)
 
     def removed(self, node: Node) -> None:
+        self._duplicates.pop(node, None)
         if self.observer is not None:
             self.observer.removed(node)
 
-    def at(self, now_s: float) -> bool:
-        """Time has passed: let go of what copies have held; whether a load has landed."""
+    def at(self, now_s: float) -> None:
+        """Time has passed."""
         self.now_s = now_s
         for node in self.ranking.lowered(now_s):
             self.rank_changed(node)
+
+    def reap(self) -> Landed:
+        """Let go of what copies have held that are over by now. Done once in each step."""
+        now_s = self.now_s
         while self._writes and self._writes[0][0] <= now_s:
             self._written(self._writes.popleft()[1])
-        landed = False
+        if not (self.loads or self.storage):
+            return _NOTHING
+        loads, fetches = [], []
         while self.loads and self.loads[0].copy.end_s <= now_s:
-            for node in self.loads.popleft().anchors:
+            load = self.loads.popleft()
+            for node in load.anchors:
                 self.tree.unlock(node)
-            landed = True
-        return landed
+            loads.append(load)
+        storage = self.storage
+        while storage and storage.fetches and storage.fetches[0].copy.end_s <= now_s:
+            fetch = storage.fetches.popleft()
+            self._fetching_host_tokens -= fetch.tokens
+            self.tree.add_host(fetch.path, fetch.end)
+            fetches.append(fetch)
+        return Landed(loads, fetches)
 
     @property
     def next_landing_s(self) -> float | None:
@@ -166,6 +199,8 @@ class TieredCache:
             ends.append(self._writes[0][0])
         if self.loads:
             ends.append(self.loads[0].copy.end_s)
+        if self.storage is not None and self.storage.fetches:
+            ends.append(self.storage.fetches[0].copy.end_s)
         return min(ends, default=None)
 
     def make_room(self, tokens: int, below: EvictionKey | None = None) -> bool:
@@ -225,29 +260,110 @@ class TieredCache:
     def _backup(self, node: Node) -> Copy | None:
         """Copy a node to the host; None if there is no room for it."""
         tokens = len(node)
-        key = self.ranking.key(node) if self._refuses_backups else None
+        # Where there is a storage tier the way to it leads through host memory: nothing is refused.
+        refuses = self._refuses_backups and self.storage is None
+        key = self.ranking.key(node) if refuses else None
         if not self._make_host_room(tokens, key):
             return None
         self.tree.set_host(node)
+        if self._keeps_duplicates:
+            self._duplicates[node] = None
         return self.write_link.submit(tokens, self.now_s)
 
     def _make_host_room(self, tokens: int, below: EvictionKey | None = None) -> bool:
+        """Free host memory: copies of what is on the device too where SGLang or KVFlow says so."""
+        drop_duplicates = self._write_back or (self.storage is not None and self._refuses_backups)
         while (missing := tokens - self.free_host_tokens) > 0:
             victim = self.host_leaves.lowest()
+            if drop_duplicates and (
+                self._write_back or victim is None or is_weighted(self.ranking.key(victim))
+            ):
+                drop_duplicates = False
+                self._drop_duplicates(tokens)
+                continue
             if victim is None or (below is not None and not self.ranking.key(victim) < below):
                 return False
             self.tree.drop_host(self._cut(victim, missing))
         return True
 
+    def _drop_duplicates(self, tokens: int) -> None:
+        """Free host copies of what is on the device, children first, until ``tokens`` are free."""
+        progress = True
+        while progress and self.free_host_tokens < tokens:
+            progress = False
+            for node in reversed(tuple(self._duplicates)):
+                if not (node.device and node.host):
+                    del self._duplicates[node]
+                elif not node.locks and not any(c.host for c in node.children.values()):
+                    del self._duplicates[node]
+                    self.tree.drop_host(node)
+                    progress = True
+                    if self.free_host_tokens >= tokens:
+                        return
+
+    @property
+    def host_duplicate_tokens(self) -> int:
+        """Host tokens that are on the device as well and could be dropped. O(duplicates)."""
+        return sum(
+            len(node) for node in self._duplicates if node.device and node.host and not node.locks
+        )
+
     def _written(self, node: Node) -> None:
         """A copy to the host is over; from there it goes on to storage."""
         self.tree.unlock(node)
-        prefix: Prefix | None = node.prefix
         if self.storage is not None:
-            while prefix is not None and prefix.aligned > node.start:
-                end = min(prefix.aligned, node.end)
-                self.storage[prefix] = max(end, self.storage.get(prefix, 0))
-                prefix = prefix.parent
+            self.storage.store(node)
+
+    def fetch(
+        self,
+        path: Path,
+        limit: int,
+        *,
+        request: str | None = None,
+        owner: int | None = None,
+        below: EvictionKey | None = None,
+    ) -> Fetch | None:
+        """Start bringing the first ``limit`` tokens of a path from storage to the host.
+
+        Nothing happens if too little is missing, stored, or would find room in host memory.
+        """
+        storage = self.storage
+        if storage is None:
+            return None
+        start = 0
+        node = self.tree.root
+        for child, shared in self.tree.walk(path, limit):
+            if shared < child.end or not (child.host or child.device):
+                break
+            start, node = shared, child
+        if limit - start < self._fetch_tokens:
+            return None
+        end = storage.reach(path, start, limit)
+        if end - start < self._fetch_tokens:
+            return None
+        self.tree.lock(node)
+        room = self._make_host_room(end - start, below)
+        self.tree.unlock(node)
+        if not room:
+            return None
+        self._fetching_host_tokens += end - start
+        return storage.fetch(
+            path,
+            start,
+            end,
+            wanted_tokens=limit - start,
+            now_s=self.now_s,
+            request=request,
+            owner=owner,
+        )
+
+    def cancel_fetch(self, owner: int) -> int:
+        """Give up a fetch made ahead; how many tokens."""
+        fetch = None if self.storage is None else self.storage.cancel(owner)
+        if fetch is None:
+            return 0
+        self._fetching_host_tokens -= fetch.tokens
+        return fetch.tokens
 
     def match(self, path: Path, limit: int) -> Match:
         """Find the longest cached beginning, and note that it was read."""
@@ -297,6 +413,8 @@ class TieredCache:
             return 0
         for each in reversed(missing):
             self.tree.set_device(each)
+            if self._keeps_duplicates:
+                self._duplicates[each] = None
         self._queued.append(node)
         self._queued_nodes += missing
         self._queued_tokens += tokens
@@ -306,14 +424,14 @@ class TieredCache:
     def load_queued(self) -> bool:
         return bool(self._queued)
 
-    def start_loads(self, *, ahead: bool = False) -> LoadUnderWay | None:
+    def start_loads(self) -> LoadUnderWay | None:
         """Start what is queued, as one copy."""
         if not self._queued:
             return None
         copy = self.load_link.submit(self._queued_tokens, self.now_s)
         for node in self._queued_nodes:
             node.loading_until_s = copy.end_s
-        load = LoadUnderWay(copy, self._queued, ahead)
+        load = LoadUnderWay(copy, self._queued)
         self.loads.append(load)
         self._queued, self._queued_nodes, self._queued_tokens = [], [], 0
         return load
@@ -345,9 +463,9 @@ class TieredCache:
         return found
 
     def host_room(self, key: EvictionKey) -> int:
-        """Host tokens that are free or hold what ranks below ``key``."""
-        below = self.host_leaves.below(key)
-        return self.free_host_tokens + sum(len(node) for node in below)
+        """Host tokens that are free, on the device as well, or hold what ranks below ``key``."""
+        below = sum(len(node) for node in self.host_leaves.below(key))
+        return self.free_host_tokens + self.host_duplicate_tokens + below
 
 
 def path_above(node: Node) -> Iterable[Node]:

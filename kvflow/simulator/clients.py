@@ -201,7 +201,7 @@ class Clients:
         engine = self.engine
         assert engine is not None  # noqa: S101
         if self._model.hint_s <= 0:
-            engine.send(message)
+            engine.tell(message)
             return
         event = self._env.timeout(self._model.hint_s)
-        event.callbacks.append(lambda _: engine.send(message))
+        event.callbacks.append(lambda _: engine.tell(message))

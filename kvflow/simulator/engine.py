@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Any
 
 import simpy
 
@@ -19,42 +19,9 @@ from kvflow.simulator.batches import Batch, BatchFormer
 from kvflow.simulator.cache import TieredCache
 from kvflow.simulator.costs import CostModel
 from kvflow.simulator.requests import Request
+from kvflow.simulator.sides import StockSide
 
-__all__ = ["Engine", "EngineSide"]
-
-
-class EngineSide(Protocol):
-    """What a policy does beside ranking nodes, and who is told of the calls."""
-
-    def take(self, message: ServiceUpdate) -> None:
-        """A message from the service."""
-
-    def arrived(self, request: Request) -> None:
-        """A request came."""
-
-    def before_batch(self, waiting: deque[Request], landed: bool) -> frozenset[str]:
-        """Before a step's batch is formed; requests that it is to pass over."""
-
-    def wants_load(self, tokens: int) -> bool:
-        """Whether a request is to load so much from the host, or to compute it."""
-
-    def formed(self, batch: Batch) -> float:
-        """A batch was formed; when what it reads is on the device, 0 if it is."""
-
-    def prefilled(self, tokens: int, seconds: float) -> None:
-        """A batch without loads took so long."""
-
-    def finished(self, request: Request) -> None:
-        """A request is over and in the tree, and nobody knows yet."""
-
-    def ended(self, request: Request, now_s: float) -> None:
-        """A request is over; its client knows."""
-
-    def computed(self, request: Request) -> None:
-        """A request's prompt is computed and in the tree."""
-
-    def attention_s(self, now_s: float) -> float | None:
-        """When the policy wants another step at the latest; None if it does not care."""
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -71,14 +38,15 @@ class Engine:
         cache: TieredCache,
         costs: CostModel,
         engine: EngineModel,
-        side: EngineSide,
+        side: StockSide,
     ) -> None:
         self._env = env
         self._cache = cache
         self._costs = costs
         self._side = side
         self._former = BatchFormer(cache, engine, side.wants_load)
-        self._inbox: deque[Request | ServiceUpdate] = deque()
+        self._messages: list[ServiceUpdate] = []
+        self._arrived: list[Request] = []
         self._waiting: deque[Request] = deque()
         self._chunked: Request | None = None
         self._running: list[tuple[int, int, Request]] = []
@@ -93,18 +61,29 @@ class Engine:
         self.decode_steps = 0
         env.process(self._run())
 
-    def send(self, item: Request | ServiceUpdate) -> None:
-        """A request or a message for the next step."""
-        self._inbox.append(item)
+    def send(self, request: Request) -> None:
+        """A request for the next step."""
+        self._arrived.append(request)
+        if not self._wake.triggered:
+            self._wake.succeed()
+
+    def tell(self, message: ServiceUpdate) -> None:
+        """A message for the next step."""
+        self._messages.append(message)
         if not self._wake.triggered:
             self._wake.succeed()
 
     def _run(self) -> Generator[Any, Any, None]:
-        env, cache = self._env, self._cache
         while True:
-            landed = cache.at(env.now)
-            self._take()
-            batch = self._form(landed)
+            self._cache.at(self._env.now)
+            messages, self._messages = self._messages, []
+            arrived, self._arrived = self._arrived, []
+            self._side.take(messages, arrived, self._waiting)
+            self._waiting.extend(arrived)
+            landed = self._cache.reap()
+            if landed.loads or landed.fetches:
+                self._side.landed(landed)
+            batch = self._form()
             if batch is not None and batch.requests:
                 yield from self._prefill(batch)
             elif self._running:
@@ -112,18 +91,8 @@ class Engine:
             else:
                 yield from self._idle()
 
-    def _take(self) -> None:
-        inbox, side = self._inbox, self._side
-        while inbox:
-            item = inbox.popleft()
-            if isinstance(item, Request):
-                side.arrived(item)
-                self._waiting.append(item)
-            else:
-                side.take(item)
-
-    def _form(self, landed: bool) -> Batch | None:
-        held = self._side.before_batch(self._waiting, landed)
+    def _form(self) -> Batch | None:
+        held = self._side.passed_over(self._waiting)
         if not self._running:
             self._full = False
         if (self._full or not self._waiting) and self._chunked is None:
@@ -265,7 +234,7 @@ class Engine:
         assert request.node is not None  # noqa: S101
         self._side.finished(request)
         cache.tree.unlock(request.node)
-        self._side.ended(request, self._env.now)
+        self._side.ended(request)
 
     def _make_room(self, tokens: int) -> Generator[Any, Any, None]:
         """Evict; where what could go is held by copies, wait for these."""
@@ -279,6 +248,9 @@ class Engine:
                 )
             yield self._env.timeout(max(0.0, landing_s - self._env.now))
             cache.at(self._env.now)
+            landed = cache.reap()
+            if landed.loads or landed.fetches:
+                self._side.landed(landed)
 
     def _blocked_s(self) -> float:
         blocked_s, self._cache.blocked_s = self._cache.blocked_s, 0.0
@@ -287,7 +259,7 @@ class Engine:
     def _idle(self) -> Generator[Any, Any, None]:
         """Nothing to compute: wait for a request, a message or a copy."""
         env = self._env
-        if self._inbox:
+        if self._messages or self._arrived:
             return
         if self._wake.triggered:
             self._wake = env.event()

@@ -102,6 +102,23 @@ class Knowledge:
             self._remember(owner, whole, cached_tokens)
         self.changed = True
 
+    def find_again(self, number: int, tree: RadixTree) -> None:
+        """Nodes of an owner's path came back into the tree without a request."""
+        owner, known = self.weights.owner(number), self.paths.get(number)
+        if owner is not None and known is not None:
+            self.assign(owner, tree.nodes_of(*known))
+
+    @staticmethod
+    def chain(owner: Owner[Node], root: Node) -> list[Node]:
+        """The nodes of an owner's path from the root down, as far as they hang together."""
+        below = {node.parent: node for node in owner.nodes}
+        nodes = []
+        node = below.get(root)
+        while node is not None:
+            nodes.append(node)
+            node = below.get(node)
+        return nodes
+
     def assign(self, owner: Owner[Node], nodes: Iterable[Node]) -> None:
         """Make these nodes the owner's."""
         for node in self.ownership.assign(owner, nodes):

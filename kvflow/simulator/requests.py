@@ -23,6 +23,7 @@ class Request:
         held_tokens: length up to there; KV beyond is the request's own.
         computed_tokens: of the prompt, cached ones included.
         inserted_tokens: up to where it has put KV into the tree.
+        fetched_tokens: what was fetched from storage for it.
         own_tokens: its KV outside the tree, in whole pages.
         ends_at_step: number of the decode step that gives the last token.
     """
@@ -33,6 +34,7 @@ class Request:
         "client",
         "computed_tokens",
         "ends_at_step",
+        "fetched_tokens",
         "first_token_s",
         "held_tokens",
         "hit_device",
@@ -82,6 +84,7 @@ class Request:
         self.inserted_tokens = 0
         self.own_tokens = 0
         self.ends_at_step = 0
+        self.fetched_tokens = 0
         self.first_token_s = 0.0
         self.hit_device = 0
         self.hit_host = 0

@@ -8,14 +8,17 @@ from typing import Final
 import simpy
 
 from kvflow.errors import InvalidInputError
+from kvflow.prefetch import PrefetchUsage
 from kvflow.simulator.base import POLICIES, EngineModel, PolicyName, SimulationResult, TierTokens
 from kvflow.simulator.cache import TieredCache
 from kvflow.simulator.clients import Clients, LiveWorkflow
 from kvflow.simulator.costs import CostModel
 from kvflow.simulator.engine import Engine
 from kvflow.simulator.knowledge import Knowledge
+from kvflow.simulator.kvflow_side import Cause, KVFlowSide
 from kvflow.simulator.measures import Tally
 from kvflow.simulator.prefixes import PrefixPool
+from kvflow.simulator.radix import Node
 from kvflow.simulator.ranking import (
     LFURanking,
     LRURanking,
@@ -24,7 +27,7 @@ from kvflow.simulator.ranking import (
     SLRURanking,
 )
 from kvflow.simulator.requests import Request
-from kvflow.simulator.sides import KVFlowSide, StockSide
+from kvflow.simulator.sides import StockSide
 from kvflow.workload import CacheSizes, Workload
 
 __all__ = ["simulate"]
@@ -124,7 +127,15 @@ class _Simulation:
         self._knowledge = knowledge if traits.hints else None
         side: StockSide
         if traits.hints:
-            side = KVFlowSide(self._cache, self._ended, self._computed, knowledge)
+            side = KVFlowSide(
+                self._cache,
+                self._ended,
+                self._computed,
+                knowledge=knowledge,
+                model=model,
+                costs=costs,
+                prefetches=traits.prefetches,
+            )
         else:
             side = StockSide(self._cache, self._ended, self._computed)
         self._clients = Clients(
@@ -136,6 +147,7 @@ class _Simulation:
             declares=traits.hints,
             largest_tokens=self._cache.device_capacity - 2 * sizes.page_tokens,
         )
+        self._side = side
         self._engine = Engine(self._env, self._cache, costs, model, side)
 
     def run(self) -> SimulationResult:
@@ -176,6 +188,11 @@ class _Simulation:
 
     def _result(self) -> SimulationResult:
         tally, cache, engine = self._tally, self._cache, self._engine
+        side = self._side
+        usage: PrefetchUsage[Node, Cause] = PrefetchUsage()
+        late_tokens = 0
+        if isinstance(side, KVFlowSide):
+            usage, late_tokens = side.usage, side.late_tokens
         trust = None if self._knowledge is None else self._knowledge.weights.trust
         return SimulationResult(
             policy=self._policy,
@@ -190,15 +207,15 @@ class _Simulation:
             ttft_s=tally.ttft.quantiles(),
             total_s=tally.total.quantiles(),
             workflow_s=tally.workflow.quantiles(),
-            loaded_tokens=cache.load_link.tokens,
+            loaded_tokens=cache.load_link.tokens - usage.prefetched_tokens,
             written_tokens=cache.write_link.tokens,
             evicted_tokens=cache.evicted_tokens,
-            prefetched_tokens=0,
-            used_tokens=0,
-            wasted_tokens=0,
-            unused_tokens=0,
-            late_tokens=0,
-            fetched_tokens=0,
+            prefetched_tokens=usage.prefetched_tokens,
+            used_tokens=usage.used_tokens,
+            wasted_tokens=usage.wasted_tokens,
+            unused_tokens=usage.unused_tokens,
+            late_tokens=late_tokens,
+            fetched_tokens=0 if cache.storage is None else cache.storage.fetched_tokens,
             prediction_hits=0 if trust is None else trust.hits,
             prediction_misses=0 if trust is None else trust.misses,
             prefill_steps=engine.prefill_steps,

@@ -1,24 +1,21 @@
-"""What policies do beside ranking nodes."""
+"""What policies do beside ranking nodes: SGLang as it is does next to nothing."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from kvflow.sglang_plugin.control import ServiceUpdate
 from kvflow.simulator.batches import Batch
-from kvflow.simulator.cache import TieredCache
-from kvflow.simulator.knowledge import Knowledge
-from kvflow.simulator.radix import Node
+from kvflow.simulator.cache import Landed, TieredCache
 from kvflow.simulator.requests import Request
 
-__all__ = ["KVFlowSide", "StockSide"]
+__all__ = ["StockSide"]
 
 _NOBODY: frozenset[str] = frozenset()
 
 
 class StockSide:
-    """SGLang as it is: hears of no workflow, loads whatever is on the host.
+    """SGLang as it is: hears of no workflow, loads and fetches what a request finds.
 
     Args:
         on_end: told of requests that are over.
@@ -34,68 +31,59 @@ class StockSide:
         self.cache = cache
         self._on_end = on_end
         self._on_computed = on_computed
+        self._fetching: dict[str, Request] = {}
 
-    def take(self, message: ServiceUpdate) -> None:
-        pass
+    def take(
+        self,
+        messages: Sequence[ServiceUpdate],
+        requests: Sequence[Request],
+        waiting: Iterable[Request],
+    ) -> None:
+        """A step begins with these messages and requests; those that wait came before."""
+        for request in requests:
+            self.fetch_for(request)
 
-    def arrived(self, request: Request) -> None:
-        pass
+    def fetch_for(self, request: Request) -> None:
+        """Fetch from storage what a request that has just come will read."""
+        if self.cache.storage is None:
+            return
+        limit = (request.prompt_tokens - 1) // self.cache.page_tokens * self.cache.page_tokens
+        if self.cache.fetch(request.path, limit, request=request.rid) is not None:
+            self._fetching[request.rid] = request
 
-    def before_batch(self, waiting: deque[Request], landed: bool) -> frozenset[str]:
-        return _NOBODY
+    def landed(self, landed: Landed) -> None:
+        """Copies are over."""
+        for fetch in landed.fetches:
+            request = self._fetching.pop(fetch.request or "", None)
+            if request is not None:
+                request.fetched_tokens = fetch.tokens
+
+    def passed_over(self, waiting: Sequence[Request]) -> frozenset[str]:
+        """Requests that are left out of the batch that is formed now."""
+        return frozenset(self._fetching) if self._fetching else _NOBODY
 
     def wants_load(self, tokens: int) -> bool:
+        """Whether a request is to load so much from the host, or to compute it."""
         return True
 
     def formed(self, batch: Batch) -> float:
+        """A batch was formed; when what it reads and does not load is on the device."""
         return 0.0
 
     def prefilled(self, tokens: int, seconds: float) -> None:
-        pass
+        """A batch that waited for no load took so long."""
 
     def computed(self, request: Request) -> None:
+        """A request's prompt is computed and in the tree."""
         self._on_computed(request)
 
     def finished(self, request: Request) -> None:
-        pass
+        """A request is over and in the tree, and its client does not know yet."""
 
-    def ended(self, request: Request, now_s: float) -> None:
+    def ended(self, request: Request) -> None:
+        """A request is over, and its client knows."""
         self._on_end(request)
 
     def attention_s(self, now_s: float) -> float | None:
+        """When another step is wanted at the latest; None if it does not matter."""
         return None
-
-
-class KVFlowSide(StockSide):
-    """KVFlow's eviction order without copies ahead of need (``KVFLOW_PREFETCH=off``)."""
-
-    def __init__(
-        self,
-        cache: TieredCache,
-        on_end: Callable[[Request], None],
-        on_computed: Callable[[Request], None],
-        knowledge: Knowledge,
-    ) -> None:
-        super().__init__(cache, on_end, on_computed)
-        self.knowledge = knowledge
-        knowledge.attach(cache.rank_changed)
-        cache.observer = self
-
-    def split(self, upper: Node, lower: Node) -> None:
-        self.knowledge.split(upper, lower)
-
-    def left_device(self, node: Node) -> None:
-        pass
-
-    def removed(self, node: Node) -> None:
-        self.knowledge.removed(node)
-
-    def take(self, message: ServiceUpdate) -> None:
-        self.knowledge.apply(message)
-
-    def arrived(self, request: Request) -> None:
-        if request.key is not None:
-            self.knowledge.weights.called(request.key, request.call.agent_id)
-
-    def finished(self, request: Request) -> None:
-        self.knowledge.finished(self.cache.tree, request)
