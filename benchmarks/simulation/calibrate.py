@@ -11,7 +11,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -92,9 +92,18 @@ class Calibration:
 class _Client:
     """Calls with token ids; may be used by several threads."""
 
-    def __init__(self, base_url: str, seed: int) -> None:
-        self._http = httpx2.Client(base_url=base_url, timeout=_LIMIT_S, trust_env=False)
+    def __init__(
+        self,
+        base_url: str,
+        seed: int,
+        clock: Callable[[], float],
+        transport: httpx2.BaseTransport | None,
+    ) -> None:
+        self._http = httpx2.Client(
+            base_url=base_url, timeout=_LIMIT_S, trust_env=False, transport=transport
+        )
         self._random = random.Random(seed)
+        self.clock = clock
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +136,7 @@ class _Client:
         }
         at_s: list[float] = []
         told: dict[str, Any] = {}
-        started_s = time.perf_counter()
+        started_s = self.clock()
         with self._http.stream("POST", "/generate", json=body) as answer:
             answer.raise_for_status()
             for line in answer.iter_lines():
@@ -138,7 +147,7 @@ class _Client:
                 if "error" in chunk:
                     raise RuntimeError(f"the engine reports {chunk['error']}")
                 told = chunk["meta_info"]
-                now_s = time.perf_counter() - started_s
+                now_s = self.clock() - started_s
                 at_s += [now_s] * (told["completion_tokens"] - len(at_s))
         tiers = told.get("cached_tokens_details") or {}
         return Timed(
@@ -153,16 +162,18 @@ def calibrate(
     *,
     name: str = "this machine",
     seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+    transport: httpx2.BaseTransport | None = None,
 ) -> Calibration:
     """Time an idle engine and fit a cost model to it. Empties its cache before and after.
 
     Its device tier should hold the prompts of the largest decode, and fewer than all: the first
     ones, for the loads, have to be in the host tier alone in the end.
     """
-    begun_s = time.perf_counter()
+    begun_s = clock()
     prefills: list[PrefillSample] = []
     decodes: list[DecodeSample] = []
-    with _Client(base_url, seed) as client:
+    with _Client(base_url, seed, clock, transport) as client:
         client.ask(client.ids(64), 2)
         client.empty()
 
@@ -183,9 +194,7 @@ def calibrate(
         loads = _loads(client, for_loads, known)
         client.empty()
     samples = Samples(prefills, decodes, loads)
-    return Calibration(
-        fit(name, kv_bytes_per_token, samples), samples, time.perf_counter() - begun_s
-    )
+    return Calibration(fit(name, kv_bytes_per_token, samples), samples, clock() - begun_s)
 
 
 def _prefill(timed: Timed) -> PrefillSample:
@@ -210,7 +219,7 @@ def _decode(client: _Client, prompts: Sequence[Sequence[int]], steps: int) -> De
 
 def _since(client: _Client, prompt: Sequence[int], tokens: int) -> list[float]:
     """When each token came, on one clock for all threads."""
-    sent_s = time.perf_counter()
+    sent_s = client.clock()
     return [sent_s + at_s for at_s in client.ask(prompt, tokens).token_s]
 
 

@@ -91,7 +91,7 @@ _WORKLOADS: Final[Mapping[str, Mapping[str, Any]]] = {
             **{"dynamic_tokens": 1024, "output_tokens": 256},
         },
         "agents": {"agents": 4, "rounds": 2},
-        "load": {"workflows": 160, "concurrency": 32, "clients": 40},
+        "load": {"workflows": 240, "concurrency": 32, "clients": 80},
     },
 }
 

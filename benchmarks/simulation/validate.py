@@ -31,7 +31,7 @@ from kvflow.simulator import EngineModel, PolicyName, simulate
 from kvflow.simulator.cost_files import written_cost_model
 from kvflow.simulator.costs import CostModel
 from kvflow.simulator.fitting import mean_of
-from kvflow.workload import Scenario, build_workload, find_scenario
+from kvflow.workload import Scenario, build_workload, find_scenario, load_scenario
 
 __all__ = ["GOAL_POINTS", "GOAL_WALL", "PLANS", "Plan", "compared", "drift"]
 
@@ -62,7 +62,7 @@ class Plan:
     """Whether it is part of a quick run."""
 
     def made(self) -> Scenario:
-        return changed(find_scenario(self.scenario), **self.changes)
+        return changed(load_scenario(find_scenario(self.scenario)), **self.changes)
 
 
 _DEVICE: Final = ("lru", "kvflow")
