@@ -33,11 +33,20 @@ def convert(path: Path, trace_format: TraceFormat) -> Iterator[WorkloadWorkflow]
     """Yield the workflows of a file, in the order in which they begin.
 
     Raises:
-        InvalidInputError: the format is unknown, the file cannot be read, or a line of it is wrong.
+        InvalidInputError: the format is unknown, the file cannot be read or has no calls, or a line
+            of it is wrong.
     """
     reader = _READERS.get(trace_format)
     if reader is None:
         raise InvalidInputError(
             ["format"], f"{trace_format!r} is unknown; use one of {', '.join(FORMATS)}"
         )
-    return reader(path)
+    return _some(path, reader(path))
+
+
+def _some(path: Path, workflows: Iterator[WorkloadWorkflow]) -> Iterator[WorkloadWorkflow]:
+    first = next(workflows, None)
+    if first is None:
+        raise InvalidInputError([str(path)], "has no call in it")
+    yield first
+    yield from workflows

@@ -84,7 +84,7 @@ def read_otel(path: Path) -> Iterator[WorkloadWorkflow]:
     ]
     workflows.sort(key=lambda workflow: workflow.calls[0].begin_s)
     if not workflows:
-        raise InvalidInputError([str(path)], "has no span of a model call (gen_ai.operation.name)")
+        return
     fixed = _fixed_prefixes(workflows)
     graphs = _graphs(workflows, fixed)
     origin_s = workflows[0].calls[0].begin_s

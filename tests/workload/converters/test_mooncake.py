@@ -56,6 +56,11 @@ def test_errors_name_line_and_field(tmp_path: Path, changes: Any, words: str) ->
     assert words in str(caught.value)
 
 
+def test_an_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="has no call in it"):
+        list(convert(lines(tmp_path / "t"), "mooncake"))
+
+
 def test_an_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"'csv' is unknown; use one of mooncake, otel, "):
         convert(tmp_path, "csv")  # type: ignore[arg-type]

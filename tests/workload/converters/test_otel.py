@@ -144,7 +144,7 @@ def test_older_names_and_missing_counts(tmp_path: Path) -> None:
             "line 1.spanId: is missing",
         ),
         ('{"resourceSpans": 5}', "line 1: is not OTLP JSON of spans"),
-        ('{"resourceSpans": []}', "has no span of a model call"),
+        ('{"resourceSpans": []}', "t: has no call in it"),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, text: str, words: str) -> None:
