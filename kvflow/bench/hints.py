@@ -89,7 +89,7 @@ class ServiceHints:
         ledger = self._ledgers.pop(workflow.workflow_id, None)
         if ledger is not None:
             ending = self._reporter.ask(ledger, "close")
-            ending.add_done_callback(lambda done: self._note_refusal(ledger))
+            ending.add_done_callback(lambda done: self._note_refusal(ledger, done.result()))
 
     def metadata(self, workflow: WorkloadWorkflow, position: int) -> Mapping[str, Any] | None:
         agent_id = workflow.calls[position].agent_id
@@ -112,9 +112,10 @@ class ServiceHints:
         self._reporter.stop(_END_LIMIT_S)
         return self._refusals
 
-    def _note_refusal(self, ledger: Ledger) -> None:
-        if ledger.refused is not None:
-            self._refusals.append(f"{ledger.workflow_id}: {ledger.refused}")
+    def _note_refusal(self, ledger: Ledger, taken: bool) -> None:
+        if not taken:
+            reason = ledger.refused or "the service did not answer"
+            self._refusals.append(f"{ledger.workflow_id}: {reason}")
 
     def _report(self, kind: Any, workflow: WorkloadWorkflow, position: int) -> None:
         ledger = self._ledgers.get(workflow.workflow_id)
