@@ -1,6 +1,7 @@
 """The eviction order, the index that keeps it, and what it is learned from. Pure."""
 
 from kvflow.eviction.clairvoyant import CachedCall, clairvoyant_hit_tokens
+from kvflow.eviction.clairvoyant_runs import PageRun, RunCall, RunCalls, clairvoyant_hit_pages
 from kvflow.eviction.index import EvictionIndex
 from kvflow.eviction.learning import (
     AgentCall,
@@ -23,6 +24,10 @@ __all__ = [
     "NodeKind",
     "Owner",
     "OwnershipMap",
+    "PageRun",
+    "RunCall",
+    "RunCalls",
+    "clairvoyant_hit_pages",
     "clairvoyant_hit_tokens",
     "common_prefix_length",
     "eviction_key",

@@ -91,6 +91,7 @@ class Clients:
         self._largest_tokens = largest_tokens
         self._workflows: Iterator[WorkloadWorkflow] = iter(workload.workflows())
         self._concurrency = workload.concurrency
+        self._places: dict[tuple[str, str], int] = {}
         self.engine: Engine | None = None
         self.live = 0
 
@@ -149,10 +150,11 @@ class Clients:
             rid=f"{live.key[0]}/{live.key[1]}/{position}",
             position=position,
             client=live,
+            client_id=live.key[0],
             key=None if live.state is None else live.key,
             path=path,
             whole=whole,
-            priority=0,
+            priority=self._priority(live.key[0], call.agent_id),
             arrived_s=self._env.now,
         )
         if request.kv_tokens >= self._largest_tokens:
@@ -165,6 +167,15 @@ class Clients:
             self._report(live, call.agent_id, started=True)
         assert self.engine is not None  # noqa: S101
         self.engine.send(request)
+
+    def _priority(self, client_id: str, agent_id: str) -> int:
+        """An agent's place in the order of first calls; the first has the highest.
+
+        A node keeps the highest priority that it ever had, so priorities that follow a workflow's
+        course soon are all the same. What a client can do is rank its agents once and for all; so
+        does the benchmark's ``priority`` arm.
+        """
+        return -self._places.setdefault((client_id, agent_id), len(self._places))
 
     def _report(self, live: LiveWorkflow, agent_id: str, *, started: bool) -> None:
         state = live.state

@@ -105,6 +105,8 @@ class Engine:
         batch = self._former.form(waiting, self._chunked, len(self._running), self._coming_tokens)
         self._full = batch.full
         admitted = len(batch.requests) - (self._chunked is not None)
+        for request in batch.requests[-admitted:] if admitted else ():
+            self._side.scheduled(request)
         if held and admitted:
             chosen = {id(request) for request in batch.requests}
             self._waiting = deque(each for each in self._waiting if id(each) not in chosen)

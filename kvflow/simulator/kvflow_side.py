@@ -186,13 +186,14 @@ class KVFlowSide(StockSide):
         cache: TieredCache,
         on_end: Callable[[Request], None],
         on_computed: Callable[[Request], None],
+        on_scheduled: Callable[[Request], None],
         *,
         knowledge: Knowledge,
         model: EngineModel,
         costs: CostModel,
         prefetches: bool,
     ) -> None:
-        super().__init__(cache, on_end, on_computed)
+        super().__init__(cache, on_end, on_computed, on_scheduled)
         self.usage: PrefetchUsage[Node, Cause] = PrefetchUsage()
         self.late_tokens = 0
         self._knowledge = knowledge

@@ -8,9 +8,13 @@ pages this way and no token ids.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from kvflow.workload import Piece
+
+if TYPE_CHECKING:
+    from kvflow.simulator.clients import LiveWorkflow
 
 __all__ = ["Path", "Prefix", "PrefixPool"]
 
@@ -44,7 +48,7 @@ class Prefix:
         self.tokens = tokens
         self.aligned = tokens // page_tokens * page_tokens
         self.identity = identity
-        self.uses: dict[object, list[int]] | None = None
+        self.uses: dict[LiveWorkflow, list[int]] | None = None
 
     def holding(self, end: int) -> Prefix:
         """The part of this prefix in whose last piece the page up to ``end`` ends."""

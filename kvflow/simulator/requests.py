@@ -14,6 +14,8 @@ class Request:
     """What the engine knows of one call.
 
     Attributes:
+        client: whoever is told when it is over.
+        client_id: on whose behalf it is made.
         key: the workflow; None where nothing was declared.
         path: of its prompt.
         whole: of prompt and answer.
@@ -32,6 +34,7 @@ class Request:
         "arrived_s",
         "call",
         "client",
+        "client_id",
         "computed_tokens",
         "ends_at_step",
         "fetched_tokens",
@@ -61,6 +64,7 @@ class Request:
         rid: str,
         position: int,
         client: object,
+        client_id: str,
         key: WorkflowKey | None,
         path: Path,
         whole: Path,
@@ -71,6 +75,7 @@ class Request:
         self.call = call
         self.position = position
         self.client = client
+        self.client_id = client_id
         self.key = key
         self.path = path
         self.whole = whole

@@ -11,12 +11,14 @@ from kvflow.errors import InvalidInputError
 from kvflow.prefetch import PrefetchUsage
 from kvflow.simulator.base import POLICIES, EngineModel, PolicyName, SimulationResult, TierTokens
 from kvflow.simulator.cache import TieredCache
+from kvflow.simulator.call_log import CallLog
 from kvflow.simulator.clients import Clients, LiveWorkflow
 from kvflow.simulator.costs import CostModel
 from kvflow.simulator.engine import Engine
 from kvflow.simulator.knowledge import Knowledge
 from kvflow.simulator.kvflow_side import Cause, KVFlowSide
 from kvflow.simulator.measures import Tally
+from kvflow.simulator.oracle import Oracle
 from kvflow.simulator.prefixes import PrefixPool
 from kvflow.simulator.radix import Node
 from kvflow.simulator.ranking import (
@@ -25,9 +27,11 @@ from kvflow.simulator.ranking import (
     PriorityRanking,
     Ranking,
     SLRURanking,
+    TTLRanking,
 )
 from kvflow.simulator.requests import Request
 from kvflow.simulator.sides import StockSide
+from kvflow.simulator.ttl import TTLSide
 from kvflow.workload import CacheSizes, Workload
 
 __all__ = ["simulate"]
@@ -35,8 +39,19 @@ __all__ = ["simulate"]
 
 @dataclass(frozen=True, slots=True)
 class _Traits:
+    """What a policy does.
+
+    Attributes:
+        uses_host: whether it has the host tier, and storage.
+        hints: whether graphs and steps are declared to it.
+        weighs: whether it knows which nodes will be read; then victims are cut to what is needed,
+            and what is worth less than all in host memory is not written there.
+        prefetches: whether it copies ahead of need.
+    """
+
     uses_host: bool = False
     hints: bool = False
+    weighs: bool = False
     prefetches: bool = False
 
 
@@ -47,9 +62,9 @@ _TRAITS: Final[dict[PolicyName, _Traits]] = {
     "priority": _Traits(),
     "ttl": _Traits(),
     "hicache-lru": _Traits(uses_host=True),
-    "kvflow-eviction": _Traits(uses_host=True, hints=True),
-    "kvflow": _Traits(uses_host=True, hints=True, prefetches=True),
-    "clairvoyant": _Traits(uses_host=True),
+    "kvflow-eviction": _Traits(uses_host=True, hints=True, weighs=True),
+    "kvflow": _Traits(uses_host=True, hints=True, weighs=True, prefetches=True),
+    "clairvoyant": _Traits(uses_host=True, weighs=True),
 }
 
 _STOCK_RANKINGS: Final[dict[PolicyName, type[LRURanking]]] = {
@@ -93,7 +108,7 @@ def simulate(
     del seed
     if policy not in POLICIES:
         raise InvalidInputError(["policy"], f"{policy!r} is unknown; use {', '.join(POLICIES)}")
-    return _Simulation(workload, cache, costs, policy, engine).run()
+    return _Simulation(workload, cache, costs, policy=policy, model=engine, bound=bound).run()
 
 
 class _Simulation:
@@ -104,8 +119,10 @@ class _Simulation:
         workload: Workload,
         sizes: CacheSizes,
         costs: CostModel,
+        *,
         policy: PolicyName,
         model: EngineModel,
+        bound: bool,
     ) -> None:
         traits = _TRAITS[policy]
         self._policy = policy
@@ -113,31 +130,41 @@ class _Simulation:
         self._env = simpy.Environment()
         self._tally = Tally()
         self._pool = PrefixPool(sizes.page_tokens)
-        knowledge = Knowledge()
-        ranking: Ranking = knowledge if traits.hints else _STOCK_RANKINGS[policy]()
+        self._log = CallLog(sizes.page_tokens) if bound else None
+        self._oracle = Oracle(self._pool) if policy == "clairvoyant" else None
+        self._knowledge = Knowledge() if traits.hints else None
+        ttl = TTLRanking()
+        ranking: Ranking
+        if self._knowledge is not None:
+            ranking = self._knowledge
+        elif self._oracle is not None:
+            ranking = self._oracle
+        else:
+            ranking = ttl if policy == "ttl" else _STOCK_RANKINGS[policy]()
         self._cache = TieredCache(
             sizes,
             model,
             costs,
             ranking,
             uses_host=traits.uses_host or model.host_for_all,
-            cuts_victims=traits.hints,
-            refuses_backups=traits.hints,
+            cuts_victims=traits.weighs,
+            refuses_backups=traits.weighs,
         )
-        self._knowledge = knowledge if traits.hints else None
+        callbacks = (self._ended, self._computed, self._scheduled)
         side: StockSide
-        if traits.hints:
+        if self._knowledge is not None:
             side = KVFlowSide(
                 self._cache,
-                self._ended,
-                self._computed,
-                knowledge=knowledge,
+                *callbacks,
+                knowledge=self._knowledge,
                 model=model,
                 costs=costs,
                 prefetches=traits.prefetches,
             )
+        elif policy == "ttl":
+            side = TTLSide(self._cache, *callbacks, ranking=ttl, costs=costs)
         else:
-            side = StockSide(self._cache, self._ended, self._computed)
+            side = StockSide(self._cache, *callbacks)
         self._clients = Clients(
             self._env,
             workload,
@@ -158,21 +185,36 @@ class _Simulation:
         return self._result()
 
     def began(self, live: LiveWorkflow) -> None:
-        pass
+        if self._oracle is not None:
+            self._oracle.began(live)
 
     def over(self, live: LiveWorkflow, now_s: float) -> None:
+        if self._oracle is not None:
+            self._oracle.over(live)
         tally = self._tally
         if tally.calls:
             tally.workflows += 1
             tally.workflow.add(now_s - live.began_s)
 
+    def _scheduled(self, request: Request) -> None:
+        if self._log is not None:
+            self._log.scheduled(request)
+        if self._oracle is not None:
+            self._oracle.scheduled(request)
+
     def _computed(self, request: Request) -> None:
-        pass
+        if self._log is not None:
+            self._log.computed(request)
+        if self._oracle is not None:
+            self._oracle.computed(request, self._cache.tree)
 
     def _ended(self, request: Request) -> None:
         tally, now_s = self._tally, self._env.now
         tally.calls_in_all += 1
-        if tally.calls_in_all > self._workload.warm_up_calls:
+        counted = tally.calls_in_all > self._workload.warm_up_calls
+        if self._log is not None:
+            self._log.ended(request, counted=counted)
+        if counted:
             tally.calls += 1
             tally.prompt_tokens += request.prompt_tokens
             tally.output_tokens += request.output_tokens
@@ -188,6 +230,10 @@ class _Simulation:
 
     def _result(self) -> SimulationResult:
         tally, cache, engine = self._tally, self._cache, self._engine
+        bound = None
+        if self._log is not None:
+            capacity = cache.device_capacity + cache.host_capacity
+            bound = self._log.hit_tokens(None if cache.storage is not None else capacity)
         side = self._side
         usage: PrefetchUsage[Node, Cause] = PrefetchUsage()
         late_tokens = 0
@@ -202,7 +248,7 @@ class _Simulation:
             prompt_tokens=tally.prompt_tokens,
             output_tokens=tally.output_tokens,
             hits=TierTokens(tally.device_hits, tally.host_hits, tally.storage_hits),
-            bound_hit_tokens=None,
+            bound_hit_tokens=bound,
             wall_s=tally.last_end_s - tally.counted_from_s,
             ttft_s=tally.ttft.quantiles(),
             total_s=tally.total.quantiles(),

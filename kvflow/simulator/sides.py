@@ -20,6 +20,7 @@ class StockSide:
     Args:
         on_end: told of requests that are over.
         on_computed: told of those whose prompt has been computed.
+        on_scheduled: told of those that have entered a batch.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class StockSide:
         cache: TieredCache,
         on_end: Callable[[Request], None],
         on_computed: Callable[[Request], None],
+        on_scheduled: Callable[[Request], None],
     ) -> None:
         self.cache = cache
         self._on_end = on_end
+        self._on_scheduled = on_scheduled
         self._on_computed = on_computed
         self._fetching: dict[str, Request] = {}
 
@@ -72,6 +75,10 @@ class StockSide:
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A batch that waited for no load took so long."""
+
+    def scheduled(self, request: Request) -> None:
+        """A request has entered its first batch, and holds what it has found."""
+        self._on_scheduled(request)
 
     def computed(self, request: Request) -> None:
         """A request's prompt is computed and in the tree."""
