@@ -14,16 +14,18 @@ N = TypeVar("N", bound=Hashable)
 
 _SLACK = 64
 _MAX_STALE_RATIO = 3
+_UNRANKED_AT_MOST = 64
 
 
 class EvictionIndex(Generic[N]):
     """The evictable nodes, lowest eviction key first.
 
-    A binary heap with lazy deletion: ``add`` and ``refresh`` push, ``discard`` only forgets, and
-    each drops what is out of date once it comes to the top. So a change costs O(log n) amortised
-    and an eviction pays for what it evicts, not for all the leaves there are. (SGLang's Python
-    tree core builds a heap of all leaves at each eviction: 0.5.23,
-    ``mem_cache/unified_cache/components/full.py``.)
+    A binary heap with lazy deletion: ``refresh`` pushes, ``discard`` only forgets, and each drops
+    what is out of date once it comes to the top. The last few that were added are ranked when the
+    order is asked for: many leaves become evictable and cease to be (a request reads them) with no
+    eviction in between. So a change costs O(log n) amortised and an eviction pays for what it
+    evicts, not for all the leaves there are. (SGLang's Python tree core builds a heap of all leaves
+    at each eviction: 0.5.23, ``mem_cache/unified_cache/components/full.py``.)
 
     A key may grow unannounced (a node was accessed, so its recency moved on); whatever may lower
     a key has to be followed by ``refresh``.
@@ -31,7 +33,7 @@ class EvictionIndex(Generic[N]):
     Not thread-safe: it belongs to the thread that owns the tree.
     """
 
-    __slots__ = ("_heap", "_key", "_keys", "_tie")
+    __slots__ = ("_heap", "_key", "_keys", "_tie", "_unranked")
 
     def __init__(self, key: Callable[[N], EvictionKey], tie: Callable[[N], int]) -> None:
         """``key`` ranks a node; ``tie`` is unique per node, so that equal keys are ordered too."""
@@ -39,21 +41,27 @@ class EvictionIndex(Generic[N]):
         self._tie = tie
         self._heap: list[tuple[EvictionKey, int, N]] = []
         self._keys: dict[N, EvictionKey] = {}
+        # A dict as a set that keeps its order: it has to be the same in every process.
+        self._unranked: dict[N, None] = {}
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys) + len(self._unranked)
 
     def __contains__(self, node: object) -> bool:
-        return node in self._keys
+        return node in self._keys or node in self._unranked
 
     def add(self, node: N) -> None:
         """Make ``node`` evictable; nothing happens if it is. O(log n) amortised."""
         if node not in self._keys:
-            self._push(node, self._key(node))
+            self._unranked[node] = None
+            if len(self._unranked) > _UNRANKED_AT_MOST:
+                self._rank_added()
 
     def discard(self, node: N) -> None:
         """Make ``node`` not evictable; nothing happens if it is not. O(log n) amortised."""
-        if self._keys.pop(node, None) is not None:
+        if node in self._unranked:
+            del self._unranked[node]
+        elif self._keys.pop(node, None) is not None:
             self._drop_outdated_top()
 
     def refresh(self, node: N) -> None:
@@ -64,6 +72,7 @@ class EvictionIndex(Generic[N]):
 
     def lowest(self) -> N | None:
         """The node to evict first, left in place; None if nothing is evictable."""
+        self._rank_added()
         heap = self._heap
         while heap:
             key, tie, node = heap[0]
@@ -77,7 +86,13 @@ class EvictionIndex(Generic[N]):
 
     def below(self, key: EvictionKey) -> Iterator[N]:
         """The nodes that rank below ``key``, in no particular order. O(n) for all of them."""
+        self._rank_added()
         return (node for node, known in self._keys.items() if known < key)
+
+    def _rank_added(self) -> None:
+        for node in self._unranked:
+            self._push(node, self._key(node))
+        self._unranked.clear()
 
     def _push(self, node: N, key: EvictionKey) -> None:
         self._keys[node] = key

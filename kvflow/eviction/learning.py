@@ -108,6 +108,10 @@ class _FixedPrefix:
             self.before, self.current, self.calls = self.current, None, 0
         return length
 
+    @property
+    def empty(self) -> bool:
+        return self.before is None and self.current is None
+
     def size(self) -> int:
         return sum(len(t) for t in (self.before, self.current) if t is not None)
 
@@ -142,6 +146,11 @@ class CallLearner:
         """Token ids held now; at most the budget plus what one agent needs."""
         return self._tokens
 
+    def knows(self, agent: Hashable) -> bool:
+        """Whether prompts of the agent are remembered; else its first message is of use."""
+        known = self._agents.get(agent)
+        return known is not None and not known.fixed.empty
+
     def observe(self, call: AgentCall) -> Lesson:
         """Learn from a finished call."""
         agent = self._agents.setdefault(call.agent, _Agent())
@@ -149,7 +158,7 @@ class CallLearner:
             fixed_tokens = min(call.fixed_prefix_tokens, len(call.prompt))
         else:
             held = agent.fixed.size()
-            first = agent.fixed.before is None and agent.fixed.current is None
+            first = agent.fixed.empty
             fixed_tokens = agent.fixed.observe(call.prompt)
             if first and call.first_message_tokens is not None:
                 fixed_tokens = min(fixed_tokens, call.first_message_tokens)

@@ -364,8 +364,10 @@ class KVFlowRadixCache(UnifiedRadixCache):
         namespace: Hashable,
         prefix_owner: Owner[Any],
     ) -> None:
+        agent = (metadata.client_id, metadata.agent_id, namespace)
+        known = self.kvflow_learner.knows(agent)
         call = AgentCall(
-            agent=(metadata.client_id, metadata.agent_id, namespace),
+            agent=agent,
             workflow=workflow,
             prompt=_tokens(req.origin_input_ids),
             answer=_tokens(req.output_ids),
@@ -374,7 +376,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
                 if metadata.fixed_prefix_tokens is not None
                 else self.kvflow_weights.fixed_prefix_tokens(workflow, metadata.agent_id)
             ),
-            first_message_tokens=_first_message_tokens(req),
+            first_message_tokens=None if known else _first_message_tokens(req),
         )
         lesson = self.kvflow_learner.observe(call)
         self.kvflow_weights.drop_histories(lesson.ended)

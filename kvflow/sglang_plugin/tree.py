@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE
-from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
 
 from kvflow.eviction import (
     EvictionIndex,
@@ -29,10 +28,11 @@ from kvflow.eviction import (
 )
 from kvflow.graph import INFINITE_STEPS
 from kvflow.sglang_plugin.metrics import EngineMetrics, NoMetrics, Tier
+from kvflow.sglang_plugin.walks import ShortWalks
 
 try:
     from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
-except ModuleNotFoundError:  # 0.5.17
+except ModuleNotFoundError:  # up to 0.5.19
     from sglang.srt.mem_cache.unified_cache.components.full_component import FullComponent
 
 __all__ = ["KVFlowFullComponent", "KVFlowTreeCore", "NodeWatcher"]
@@ -71,7 +71,7 @@ class LeafSet(set[Any]):
             self.index.discard(node)
 
 
-class KVFlowTreeCore(UnifiedTreeCore):
+class KVFlowTreeCore(ShortWalks):
     """The Python tree core with ordered leaves and owned nodes."""
 
     watcher: NodeWatcher | None = None

@@ -68,7 +68,9 @@ def test_lowest_leaves_the_node_in_place() -> None:
 def test_adding_twice_and_discarding_twice_do_nothing() -> None:
     leaf, other = Leaf(0, recency=1), Leaf(1, recency=2)
     index = filled([leaf, leaf, other])
-    assert len(index) == len(index._heap) == 2
+    assert len(index) == 2
+    assert index.lowest() is leaf
+    assert len(index._heap) == 2
     index.discard(leaf)
     index.discard(leaf)
     assert leaf not in index
@@ -177,7 +179,7 @@ def test_an_eviction_looks_at_what_it_evicts_and_not_at_all_leaves() -> None:
     for number in range(100):
         assert index.lowest() is leaves[number]
         index.discard(leaves[number])
-    assert looks == 100
+    assert 100 <= looks <= 200
     for leaf in leaves[100:150]:
         leaf.recency += 100_000
     looks = 0

@@ -673,7 +673,8 @@ class Engine:
             cache.kvflow_transfers.usage,
         )
         for leaves in (core.evictable_device_leaves, core.evictable_host_leaves):
-            assert set(leaves.index._keys) == set(leaves)
+            assert len(leaves.index) == len(leaves)
+            assert all(leaf in leaves.index for leaf in leaves)
         assert set(core.ownership._owners) <= nodes
         for node, owners in core.ownership._owners.items():
             assert all(node in owner.nodes for owner in owners)
