@@ -17,8 +17,8 @@ class Bounds(NamedTuple):
 
     ``whole``: for one cache of all tiers' size, which no policy can surpass. ``mirrored``: for one
     of the host tier's size, near to what is within reach where the host keeps a copy of what is on
-    the device; None without a host tier. Both None where nothing is limited (a storage tier), and
-    where the engine reports no token ids.
+    the device; None without a host tier that could hold each call. Both None where nothing is
+    limited (a storage tier), and where the engine reports no token ids.
     """
 
     whole: list[int] | None
@@ -43,4 +43,5 @@ def bounds(replies: Sequence[Reply], cache: ArmCache) -> Bounds:
         return [by_call[number] for number in range(len(replies))]
 
     whole = found(cache.device_tokens + cache.host_tokens)
-    return Bounds(whole, found(cache.host_tokens) if cache.host_tokens else None)
+    longest = max(len(call.prompt) + len(call.answer) for call in calls)
+    return Bounds(whole, found(cache.host_tokens) if cache.host_tokens >= longest else None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from itertools import accumulate, pairwise
 from typing import Any, Final
@@ -74,54 +75,54 @@ _SETTINGS: Final[Mapping[str, Any]] = {
 
 def ttft_chart(arms: Sequence[Arm]) -> str:
     """Which share of the counted calls, of all repeats, had its first token by when."""
-    figure, (axes,) = _figure(3.4)
-    for arm in arms:
-        times = sorted(row["ttft_s"] for row in _counted(arm))
-        colour, line, width = _style(arm)
-        shares = [(number + 1) / len(times) for number in range(len(times))]
-        axes.step(
-            [times[0], *times],
-            [0.0, *shares],
-            where="post",
-            color=colour,
-            ls=line,
-            lw=width,
-            label=arm["name"],
-        )
-    axes.set_xlabel("time to first token, s")
-    axes.set_ylabel("share of calls")
-    axes.set_ylim(0, 1.01)
-    axes.set_xlim(left=0)
-    _legend(axes)
-    return _svg(figure, "ttft")
+    with _drawing(3.4) as (figure, (axes,)):
+        for arm in arms:
+            times = sorted(row["ttft_s"] for row in _counted(arm))
+            colour, line, width = _style(arm)
+            shares = [(number + 1) / len(times) for number in range(len(times))]
+            axes.step(
+                [times[0], *times],
+                [0.0, *shares],
+                where="post",
+                color=colour,
+                ls=line,
+                lw=width,
+                label=arm["name"],
+            )
+        axes.set_xlabel("time to first token, s")
+        axes.set_ylabel("share of calls")
+        axes.set_ylim(0, 1.01)
+        axes.set_xlim(left=0)
+        _legend(axes)
+        return _svg(figure, "ttft")
 
 
 def hit_rate_chart(arms: Sequence[Arm]) -> str:
     """The hit rate of the first repeat as it went, over a window of calls that moves along."""
-    figure, (axes,) = _figure(3.0)
-    warm_up = 0
-    for arm in arms:
-        rows = sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])
-        warm_up = sum(not row["counted"] for row in rows)
-        window = max(3, len(rows) // 20)
-        colour, line, width = _style(arm)
-        axes.plot(
-            range(1, len(rows) + 1),
-            moving_hit_rate(rows, window),
-            color=colour,
-            ls=line,
-            lw=width,
-            label=arm["name"],
-        )
-    if warm_up:
-        axes.axvspan(0.5, warm_up + 0.5, color=_TEXT, alpha=0.07, lw=0, zorder=0)
-        axes.text(0.8, 0.97, "warm-up", va="top", fontsize=9)
-    axes.set_xlabel("calls, in the order in which they started")
-    axes.set_ylabel("hit rate")
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlim(left=0.5)
-    _legend(axes)
-    return _svg(figure, "hits")
+    with _drawing(3.0) as (figure, (axes,)):
+        warm_up = 0
+        for arm in arms:
+            rows = sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])
+            warm_up = sum(not row["counted"] for row in rows)
+            window = max(3, len(rows) // 20)
+            colour, line, width = _style(arm)
+            axes.plot(
+                range(1, len(rows) + 1),
+                moving_hit_rate(rows, window),
+                color=colour,
+                ls=line,
+                lw=width,
+                label=arm["name"],
+            )
+        if warm_up:
+            axes.axvspan(0.5, warm_up + 0.5, color=_TEXT, alpha=0.07, lw=0, zorder=0)
+            axes.text(0.8, 0.97, "warm-up", va="top", fontsize=9)
+        axes.set_xlabel("calls, in the order in which they started")
+        axes.set_ylabel("hit rate")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlim(left=0.5)
+        _legend(axes)
+        return _svg(figure, "hits")
 
 
 def moving_hit_rate(rows: Sequence[Row], window: int) -> list[float]:
@@ -144,50 +145,52 @@ def tier_timeline(arms: Sequence[Arm]) -> str:
 
     agents = shown_agents(arms[0]["repeats"][0]["calls"])
     height = len(arms) * (0.75 + 0.24 * len(agents)) + 0.8
-    figure, several = _figure(height, rows=len(arms))
-    tiers = list(TIER_COLOURS)
-    used: set[str] = set()
-    for arm, axes in zip(arms, several, strict=True):
-        rows = sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])[:MAX_CALLS]
-        boxes: defaultdict[str, list[list[tuple[float, float]]]] = defaultdict(list)
-        for place, agent in enumerate(agents):
-            own = [row for row in rows if _agent(row) == agent]
-            for row, bottom, thickness in _in_lanes(own):
-                for tier, low, high in _segments(row, place + bottom, thickness, tiers):
-                    left, right = row["started_s"], row["started_s"] + row["total_s"]
-                    boxes[tier].append([(left, low), (right, low), (right, high), (left, high)])
-        for tier, shapes in boxes.items():
-            axes.add_collection(
-                PolyCollection(shapes, facecolor=TIER_COLOURS[tier], edgecolor="none")
-            )
-        used |= boxes.keys()
-        counted_from_s = arm["repeats"][0]["counted_from_s"]
-        if counted_from_s:
-            axes.axvspan(0, counted_from_s, color=_TEXT, alpha=0.07, lw=0, zorder=0)
-        axes.set_ylim(len(agents), 0)
-        axes.set_yticks([place + 0.5 for place in range(len(agents))], _labels(agents))
-        axes.tick_params(axis="y", length=0, labelsize=8)
-        axes.grid(False)
-        axes.set_title(arm["name"], loc="left", fontsize=10, fontweight="bold")
-        axes.set_xlim(left=0)
-    ends = [
-        row["started_s"] + row["total_s"]
-        for arm in arms
-        for row in sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])[:MAX_CALLS]
-    ]
-    several[-1].set_xlim(0, max(ends) * 1.01)
-    several[-1].set_xlabel("seconds from the beginning of the run")
-    figure.legend(
-        handles=[
-            Patch(color=TIER_COLOURS[tier], label=TIER_TITLES[tier])
-            for tier in tiers
-            if tier in used
-        ],
-        loc="outside upper left",
-        ncols=4,
-        frameon=False,
-    )
-    return _svg(figure, "timeline")
+    with _drawing(height, rows=len(arms)) as (figure, several):
+        tiers = list(TIER_COLOURS)
+        used: set[str] = set()
+        for arm, axes in zip(arms, several, strict=True):
+            rows = sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])[:MAX_CALLS]
+            boxes: defaultdict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+            for place, agent in enumerate(agents):
+                own = [row for row in rows if _agent(row) == agent]
+                for row, bottom, thickness in _in_lanes(own):
+                    for tier, low, high in _segments(row, place + bottom, thickness, tiers):
+                        left, right = row["started_s"], row["started_s"] + row["total_s"]
+                        boxes[tier].append([(left, low), (right, low), (right, high), (left, high)])
+            for tier, shapes in boxes.items():
+                axes.add_collection(
+                    PolyCollection(shapes, facecolor=TIER_COLOURS[tier], edgecolor="none")
+                )
+            used |= boxes.keys()
+            counted_from_s = arm["repeats"][0]["counted_from_s"]
+            if counted_from_s:
+                axes.axvspan(0, counted_from_s, color=_TEXT, alpha=0.07, lw=0, zorder=0)
+            axes.set_ylim(len(agents), 0)
+            axes.set_yticks([place + 0.5 for place in range(len(agents))], _labels(agents))
+            axes.tick_params(axis="y", length=0, labelsize=8)
+            axes.grid(False)
+            axes.set_title(arm["name"], loc="left", fontsize=10, fontweight="bold")
+            axes.set_xlim(left=0)
+        ends = [
+            row["started_s"] + row["total_s"]
+            for arm in arms
+            for row in sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])[
+                :MAX_CALLS
+            ]
+        ]
+        several[-1].set_xlim(0, max(ends) * 1.01)
+        several[-1].set_xlabel("seconds from the beginning of the run")
+        figure.legend(
+            handles=[
+                Patch(color=TIER_COLOURS[tier], label=TIER_TITLES[tier])
+                for tier in tiers
+                if tier in used
+            ],
+            loc="outside upper left",
+            ncols=4,
+            frameon=False,
+        )
+        return _svg(figure, "timeline")
 
 
 def shown_agents(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -261,13 +264,15 @@ def _style(arm: Arm) -> tuple[str, str, float]:
     return ARM_STYLES.get(arm["name"], _OTHER_STYLE)
 
 
-def _figure(height: float, rows: int = 1) -> tuple[Any, list[Any]]:
+@contextmanager
+def _drawing(height: float, rows: int = 1) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and its axes, one below the other, in the report's style inside the block."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        return figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+        yield figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def _legend(axes: Any) -> None:
@@ -275,14 +280,11 @@ def _legend(axes: Any) -> None:
 
 
 def _svg(figure: Any, name: str) -> str:
-    import matplotlib as mpl
-
     figure.patch.set_alpha(0.0)
     for axes in figure.axes:
         axes.patch.set_alpha(0.0)
     written = StringIO()
-    with mpl.rc_context(_SETTINGS):
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(written.getvalue(), name)
 
 

@@ -14,7 +14,7 @@ from kvflow.bench.charts import (
     tier_timeline,
     ttft_chart,
 )
-from kvflow.bench.summary import METRICS
+from kvflow.bench.summary import METRICS, TIERS
 from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["headline", "render_report", "require_report_packages"]
@@ -51,13 +51,19 @@ def render_report(result: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"percent": _percent, "seconds": _seconds, "count": _count}
     arms: Sequence[Mapping[str, Any]] = result["arms"]
+    compared_to = {one["to"] for one in result["ratios"]}
     first_calls = arms[0]["repeats"][0]["calls"]
     return environment.get_template(_TEMPLATE).render(
         result=result,
         arms=arms,
         headline=headline(result),
         ratio_tables=[(METRICS[key].title, _ratio_table(result, key)) for key in _RATIO_METRICS],
-        references=list(dict.fromkeys(one["to"] for one in result["ratios"])),
+        references=[arm["name"] for arm in arms if arm["name"] in compared_to],
+        tiers=[
+            tier
+            for tier in TIERS
+            if tier == "device" or any(arm["summary"]["hit_rate_by_tier"][tier] for arm in arms)
+        ],
         ttft=ttft_chart(arms),
         hits=hit_rate_chart(arms),
         timeline=tier_timeline(arms),

@@ -287,6 +287,9 @@ class _Recorder:
         self._origin_s = time.perf_counter()
 
     async def finished(self, finished: FinishedCall) -> None:
+        wanted, given = finished.call.answer.tokens, finished.reply.output_tokens
+        if given != wanted:
+            raise CallFailedError(f"it generated {given} tokens instead of {wanted}")
         number = len(self.rows)
         row = CallRow.of(finished, self._repeat, counted=number >= self._warm_up_calls)
         self.rows.append(row)

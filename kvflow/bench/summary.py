@@ -10,7 +10,15 @@ from typing import Any, Final
 from kvflow.bench.rows import Run
 from kvflow.demo.summary import percentile
 
-__all__ = ["METRICS", "Difference", "differences", "prefetch_figures", "ratios", "summarize"]
+__all__ = [
+    "METRICS",
+    "TIERS",
+    "Difference",
+    "differences",
+    "prefetch_figures",
+    "ratios",
+    "summarize",
+]
 
 TIERS: Final = ("device", "host", "storage")
 

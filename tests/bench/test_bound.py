@@ -39,3 +39,4 @@ def test_there_is_no_bound_where_it_would_say_nothing() -> None:
     assert bounds(replies(0), ArmCache(400, 400, True, PAGE)) == (None, None)
     assert bounds([reply()], ArmCache(400, 0, False, PAGE)) == (None, None)
     assert bounds(replies(0), ArmCache(400, 0, False, PAGE)).mirrored is None
+    assert bounds(replies(0), ArmCache(400, 8, False, PAGE)).mirrored is None
