@@ -50,7 +50,7 @@ _WIDTH: Final = 8.0
 _OTHER_STYLE: Final = ("#8a8a8a", "-", 1.4)
 # Stands for the colour of the page's text until the SVG is written.
 _TEXT: Final = "#010203"
-_SETTINGS: Final[Mapping[str, Any]] = {
+_SETTINGS: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kvflow",
     "font.size": 10.0,
