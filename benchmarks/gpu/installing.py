@@ -88,7 +88,9 @@ def _package(name: str, wanted: str | None) -> Finding:
         return Finding(name, "none", f"pack with --ship {name}, or install it")
     release = found.partition("+")[0]
     if wanted is not None and release != wanted:
-        return Finding(name, found, f"this SGLang asks for {wanted}; pack the one that fits {release}")
+        return Finding(
+            name, found, f"this SGLang asks for {wanted}; pack the one that fits {release}"
+        )
     return Finding(name, found)
 
 

@@ -154,7 +154,9 @@ def pack(options: PackOptions, output: Path, say: Callable[[str], None]) -> dict
             options.assumed,
         )
         say(f"fetching {len(packages)} packages that it imports")
-        wanted = [name if version is None else f"{name}=={version}" for name, version in packages.items()]
+        wanted = [
+            name if version is None else f"{name}=={version}" for name, version in packages.items()
+        ]
         _download(wanted, options.python, fetched)
         say("building KVFlow's own wheel")
         _build_kvflow(fetched)

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
-__all__ = ["TrimmedWheel", "WheelError", "check_wheel", "file_sha256", "trim_wheel", "wheel_metadata"]
+__all__ = [
+    "TrimmedWheel",
+    "WheelError",
+    "check_wheel",
+    "file_sha256",
+    "trim_wheel",
+    "wheel_metadata",
+]
 
 _CHUNK_BYTES = 1 << 20
 
