@@ -26,7 +26,7 @@ _PROMPTS: Final = {"fixed_tokens": 4096, "dynamic_tokens": 128, "output_tokens":
 _WORKLOADS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ring": {
         "description": "one workflow of 200 agents in a cycle",
-        "agents": {"agents": 200, "rounds": 8},
+        "agents": {"agents": 200, "rounds": 6},
         "load": {"workflows": 1},
     },
     "sequence": {
