@@ -197,7 +197,8 @@ class TinyEngine:
             "/generate", json={"input_ids": prompts, "sampling_params": sampling}
         )
         if answer.is_error:
-            raise RuntimeError(f"{answer.text}; the engine's last lines:\n{self._process.log_tail()}")
+            tail = self._process.log_tail()
+            raise RuntimeError(f"{answer.text}; the engine's last lines:\n{tail}")
         return [(a["output_ids"], a["meta_info"]["cached_tokens"]) for a in answer.json()]
 
     def totals(self) -> dict[str, float]:

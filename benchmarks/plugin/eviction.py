@@ -1,4 +1,4 @@
-"""What one eviction costs: KVFlow's tree core beside SGLang's two, in one run.
+"""What one eviction costs: KVFlow's tree core beside SGLang's two, in one run. A part of ``micro``.
 
 ``python -m benchmarks.plugin.eviction`` evicts one leaf at a time out of 10^3, 10^4 and 10^5 and
 writes ``benchmarks/results/plugin_eviction.json``. KVFlow's leaves are weighted ones (each owned by
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe_environment, write_result
+from benchmarks.plugin.samples import RAW_SAMPLES
 from kvflow.eviction import Owner
 from tests.sglang_plugin.caches import Core, build_cache, evict, evict_host, insert, insert_host
 
@@ -53,12 +54,19 @@ def fill(core: Core, tier: Tier, leaves: int) -> tuple[Any, float]:
     return cache, insert_us
 
 
-def measure(core: Core, tier: Tier, leaves: int) -> dict[str, Any]:
+def measure(
+    core: Core,
+    tier: Tier,
+    leaves: int,
+    evictions: int = EVICTIONS,
+    at_most_s: float = EVICTIONS_AT_MOST_S,
+) -> dict[str, Any]:
+    """Evict one leaf at a time, ``evictions`` of them or as many as fit into the time."""
     cache, insert_us = fill(core, tier, leaves)
     take = evict if tier == "device" else evict_host
     times_ms: list[float] = []
     begun_s = time.perf_counter()
-    while len(times_ms) < EVICTIONS and time.perf_counter() - begun_s < EVICTIONS_AT_MOST_S:
+    while len(times_ms) < evictions and time.perf_counter() - begun_s < at_most_s:
         start_s = time.perf_counter()
         freed = take(cache, 2)
         times_ms.append((time.perf_counter() - start_s) * 1e3)
@@ -74,6 +82,12 @@ def measure(core: Core, tier: Tier, leaves: int) -> dict[str, Any]:
         "insert_us_mean": insert_us,
         "evict_ms": times_ms,
     }
+
+
+def thinned(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with at most a few of its samples."""
+    every = -(-len(row["evict_ms"]) // RAW_SAMPLES)
+    return {**row, "evict_ms": [float(f"{ms:.4g}") for ms in row["evict_ms"][::every]]}
 
 
 def main() -> None:

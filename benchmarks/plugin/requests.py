@@ -1,8 +1,8 @@
 """Requests through SGLang's cache in this process: real trees, requests, pools; no model.
 
-What the scheduler asks of the cache for one request, in its order (0.5.23: ``init_next_round_input``
-and ``PrefillAdder.add_one_req``, ``checkpoint_kv_cache`` after the prefill, ``release_kv_cache`` at
-the end), so that the cost of a tree core can be stated per request.
+What the scheduler asks of the cache for one request, in its order, so that the cost of a tree core
+can be stated per request (0.5.23: ``init_next_round_input`` and ``PrefillAdder.add_one_req``,
+``checkpoint_kv_cache`` after the prefill, ``release_kv_cache`` at the end).
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.sglang_plugin.caches import FULL, Core, KVFlowRadixCache, UnifiedRadixCache, torch
+from tests.sglang_plugin.caches import (
+    FULL,
+    Core,
+    InsertParams,
+    KVFlowRadixCache,
+    RadixKey,
+    UnifiedRadixCache,
+    torch,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -27,6 +35,7 @@ with warnings.catch_warnings():
         PagedTokenToKVPoolAllocator,
         TokenToKVPoolAllocator,
     )
+    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.common import (
         checkpoint_kv_cache,
@@ -154,3 +163,25 @@ class Tree:
                 raise RuntimeError(f"no room for {wanted} tokens")
             row[within:end] = slots[: end - within].int()
         req.kv.kv_allocated_len = req.kv.kv_committed_len = end
+
+    def match(self, tokens: array[int]) -> Any:
+        """Look a prompt up, as for a request."""
+        return self.cache.match_prefix(MatchPrefixParams(key=RadixKey(tokens)))
+
+    def insert(self, tokens: Sequence[int], cached: int = 0) -> None:
+        """Put a path into the tree whose first ``cached`` tokens are there already."""
+        self.cache.insert(self.insertion(array("q", tokens), cached))
+
+    def insertion(self, tokens: array[int], cached: int) -> Any:
+        """What a request inserts whose first ``cached`` tokens are the tree's already."""
+        slots = self.cache.token_to_kv_pool_allocator.alloc(len(tokens) - cached)
+        if slots is None:
+            raise RuntimeError("the pool is too small")
+        value = torch.cat([torch.zeros(cached, dtype=slots.dtype), slots])
+        return InsertParams(key=RadixKey(tokens), value=value, prev_prefix_len=cached)
+
+    def own(self, client_id: str, agent_id: str, tokens: Sequence[int]) -> None:
+        """Make a path of KVFlow's tree an agent's fixed prefix."""
+        cache = self.cache
+        owner = cache.kvflow_weights.prefix_owner(client_id, agent_id, (None, None))
+        cache._assign(owner, cache._path(array("q", tokens), None, None))

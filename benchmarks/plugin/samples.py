@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Final
 
-__all__ = ["ratios", "summary"]
+__all__ = ["RAW_SAMPLES", "ratios", "summary"]
 
 RAW_SAMPLES: Final = 24
 
