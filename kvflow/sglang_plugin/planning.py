@@ -256,28 +256,47 @@ class PrefetchPlanning:
         weights = self._site.weights
         candidates: dict[int, Candidate[int]] = {}
         causes: dict[int, WorkflowKey] = {}
+        copyable: dict[int, tuple[Stretch, ...]] = {}
         for agent, workflows in weights.near_agents.items():
             for key in sorted(workflows, key=workflows.__getitem__)[:_WORKFLOWS_PER_AGENT]:
-                due_in_s = self._due_in_s(key, workflows[key], now_s)
+                steps = workflows[key]
+                owners = [
+                    owner
+                    for owner in weights.owners_of(agent, key)
+                    if self._copyable(owner, copyable)
+                    and ((known := candidates.get(owner.number)) is None or known.steps >= steps)
+                ]
+                if not owners:
+                    continue
+                due_in_s = self._due_in_s(key, steps, now_s)
+                urgency = (steps, inf if due_in_s is None else due_in_s)
                 probability = self._transitions.probability(
                     key[0], sorted(self._running.get(key, ())), agent[1]
                 )
-                for owner in weights.owners_of(agent, key):
-                    known = candidates.get(owner.number)
-                    if known is not None and _urgency(known) <= (
-                        workflows[key],
-                        inf if due_in_s is None else due_in_s,
-                    ):
-                        continue
-                    stretches = known.stretches if known else tuple(self._stretches(owner))
-                    if any(part.place in ("host", "storage") for part in stretches):
-                        causes[owner.number] = key
-                        candidates[owner.number] = Candidate(
-                            owner.number, workflows[key], stretches, due_in_s, probability
+                for owner in owners:
+                    number = owner.number
+                    known = candidates.get(number)
+                    if known is None or urgency < _urgency(known):
+                        causes[number] = key
+                        candidates[number] = Candidate(
+                            number, steps, copyable[number], due_in_s, probability
                         )
             if len(candidates) >= MAX_CANDIDATES:
                 break
         return list(candidates.values()), causes
+
+    def _copyable(self, owner: Owner[Any], known: dict[int, tuple[Stretch, ...]]) -> bool:
+        """Whether a part of the owner's path could be copied; its stretches go into ``known``."""
+        number = owner.number
+        if not owner.nodes and not self._site.path_tokens(number):
+            return False
+        stretches = known.get(number)
+        if stretches is None:
+            stretches = tuple(self._stretches(owner))
+            if not any(part.place in ("host", "storage") for part in stretches):
+                stretches = ()
+            known[number] = stretches
+        return bool(stretches)
 
     def _due_in_s(self, key: WorkflowKey, steps: float, now_s: float) -> float | None:
         """None also between two steps: nothing tells how long the pause will be."""

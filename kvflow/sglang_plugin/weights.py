@@ -86,7 +86,8 @@ class WorkflowWeights:
         self._prefix_owners: OrderedDict[tuple[AgentKey, Hashable], Owner[Any]] = OrderedDict()
         self._by_agent: defaultdict[AgentKey, set[Hashable]] = defaultdict(set)
         self._history_owners: dict[Conversation, tuple[Owner[Any], WorkflowKey, str]] = {}
-        self._by_workflow: defaultdict[WorkflowKey, set[Conversation]] = defaultdict(set)
+        # By workflow and agent. The inner dicts are sets that keep their order.
+        self._by_workflow: dict[WorkflowKey, dict[str, dict[Conversation, None]]] = {}
         self.lease_held = False
         self.updates_applied = 0
 
@@ -122,15 +123,17 @@ class WorkflowWeights:
         owners = [
             self._prefix_owners[agent, namespace] for namespace in self._by_agent.get(agent, ())
         ]
-        for conversation in self._by_workflow.get(key, ()):
-            owner, _, agent_id = self._history_owners[conversation]
-            if agent_id == agent[1]:
-                owners.append(owner)
+        for conversation in self._by_workflow.get(key, {}).get(agent[1], ()):
+            owners.append(self._history_owners[conversation][0])
         return owners
 
     def histories(self, key: WorkflowKey) -> list[Owner[Any]]:
         """The conversations of one workflow."""
-        return [self._history_owners[c][0] for c in self._by_workflow.get(key, ())]
+        return [
+            self._history_owners[conversation][0]
+            for conversations in self._by_workflow.get(key, {}).values()
+            for conversation in conversations
+        ]
 
     def prefix_nodes(self) -> set[Any]:
         """Nodes of the fixed prefixes that live workflows are going to read. O(such nodes)."""
@@ -222,7 +225,8 @@ class WorkflowWeights:
             steps = self._steps.workflow_steps(*key, agent_id)
             entry = (self._new_owner("history", steps), key, agent_id)
             self._history_owners[conversation] = entry
-            self._by_workflow[key].add(conversation)
+            agents = self._by_workflow.setdefault(key, {})
+            agents.setdefault(agent_id, {})[conversation] = None
         return entry[0]
 
     def drop_histories(self, conversations: Iterable[Conversation]) -> None:
@@ -231,9 +235,12 @@ class WorkflowWeights:
             entry = self._history_owners.pop(conversation, None)
             if entry is None:
                 continue
-            owner, key, _ = entry
-            self._by_workflow[key].discard(conversation)
-            if not self._by_workflow[key]:
+            owner, key, agent_id = entry
+            agents = self._by_workflow[key]
+            del agents[agent_id][conversation]
+            if not agents[agent_id]:
+                del agents[agent_id]
+            if not agents:
                 del self._by_workflow[key]
             self._drop(owner)
 
@@ -273,7 +280,13 @@ class WorkflowWeights:
             self._in_band.pop(key, None)
             if self._not_in_snapshot is not None:
                 self._not_in_snapshot.discard(key)
-            self.drop_histories(tuple(self._by_workflow.get(key, ())))
+            self.drop_histories(
+                [
+                    conversation
+                    for conversations in self._by_workflow.get(key, {}).values()
+                    for conversation in conversations
+                ]
+            )
         return keys
 
     def _new_owner(self, kind: Literal["prefix", "history"], steps: float) -> Owner[Any]:
@@ -335,9 +348,10 @@ class WorkflowWeights:
             agent = (client_id, agent_id)
             for namespace in self._by_agent.get(agent, ()):
                 self._set_steps(self._prefix_owners[agent, namespace], steps)
-        for conversation in self._by_workflow.get(key, ()):
-            owner, _, agent_id = self._history_owners[conversation]
-            self._set_steps(owner, self._steps.workflow_steps(*key, agent_id))
+        for agent_id, conversations in self._by_workflow.get(key, {}).items():
+            steps = self._steps.workflow_steps(*key, agent_id)
+            for conversation in conversations:
+                self._set_steps(self._history_owners[conversation][0], steps)
 
     def _set_steps(self, owner: Owner[Any], steps: float) -> None:
         if owner.steps != steps:
