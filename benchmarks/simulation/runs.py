@@ -117,9 +117,11 @@ def with_link(costs: CostModel, bytes_per_s: float) -> CostModel:
     return replace(costs, load=link, write=link)
 
 
-def ratio(rows: Sequence[Mapping[str, Any]], policy: str, other: str) -> float | None:
-    """Throughput of one policy over another's, among rows of one workload; None without both."""
-    by_policy = {row["policy"]: row for row in rows}
-    if policy not in by_policy or other not in by_policy:
+def ratio(
+    rows: Sequence[Mapping[str, Any]], policy: str, other: str, figure: str = "calls_per_s"
+) -> float | None:
+    """A policy's figure over another's, among rows of one workload; None if that makes no sense."""
+    by_policy = {row["policy"]: row[figure] for row in rows}
+    if policy not in by_policy or not by_policy.get(other):
         return None
-    return float(by_policy[policy]["calls_per_s"] / by_policy[other]["calls_per_s"])
+    return float(by_policy[policy] / by_policy[other])

@@ -71,16 +71,26 @@ def policies(result: Result) -> str:
                     *(f"{by_place[workload, name]['hit_rate']:.1%}" for name in names),
                     _bound(ours),
                     f"{ours['share_of_bound']:.1%}",
+                    _share(ours["over_clairvoyant"]),
                     f"{ours['throughput_over_lru']:.2f}",
                 ]
             )
-        head = [f"{tiers}: hit rate", *names, "bound", "KVFlow over bound", "throughput over LRU"]
+        head = [
+            *(f"{tiers}: hit rate", *names, "bound"),
+            *("KVFlow over bound", "over clairvoyant", "throughput over LRU"),
+        ]
         parts.append(_table(head, rows))
     settings = result["settings"]
     return "\n".join(parts) + (
         f"\nSimulated, not measured: {settings['gpu'].upper()}, {settings['model']}, right hints. "
-        f"Bound: Belady's, for KVFlow's order of calls. Throughput: over LRU on the same tiers.\n"
+        "Bound: Belady's, for KVFlow's order of calls. Clairvoyant: a policy that knows all coming "
+        "calls of the workflows under way, but not which begin. Throughput: KVFlow's over LRU's on "
+        "the same tiers.\n"
     )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _bound(row: Result) -> str:

@@ -39,6 +39,10 @@ def test_throughput_is_over_lru_on_the_same_tiers() -> None:
     found = policies.with_ratios(rows)
     assert [row["throughput_over_lru"] for row in found] == [1.0, 1.5, 1.0, 0.75]
     assert ratio(rows[:1], "kvflow", "lru") is None
+    assert [row["over_clairvoyant"] for row in found] == [None] * 4
+    known = [made_row("kvflow", 3.0, hit_rate=0.6), made_row("clairvoyant", 3.0, hit_rate=0.8)]
+    assert policies.with_ratios(known)[0]["over_clairvoyant"] == pytest.approx(0.75)
+    assert policies.with_ratios(known)[0]["throughput_over_lru"] is None
 
 
 def test_a_goal_that_is_missed_says_where() -> None:
@@ -47,11 +51,14 @@ def test_a_goal_that_is_missed_says_where() -> None:
             *(made_row("lru", 2.0), made_row("kvflow", 3.0, share_of_bound=0.96)),
             made_row("lru", 2.0, hints="wrong-0.2"),
             made_row("kvflow", 2.0, hints="wrong-0.2", share_of_bound=0.91),
+            *(made_row("clairvoyant", 3.0), made_row("clairvoyant", 2.0, hints="wrong-0.2")),
             *(made_row("lru", 2.0, hints="reversed"), made_row("kvflow", 1.9, hints="reversed")),
             *(made_row("lru", 2.0, hints="shuffled"), made_row("kvflow", 2.1, hints="shuffled")),
         ]
     )
-    right, wrong, adversarial = policies.judged(rows)
+    right, wrong, known, known_wrong, adversarial = verdicts = policies.judged(rows)
+    assert [verdict["asked"] for verdict in verdicts] == [True, True, False, False, True]
+    assert (known["met"], known_wrong["worst"]) == (1, 1.0)
     assert (right["met"], right["of"], right["worst"]) == (0, 1, 0.96)
     assert right["missed"] == [
         {"workload": "ring", "tiers": "device", "hints": "right", "figure": 0.96}
@@ -155,7 +162,7 @@ def test_the_tables_of_policies_validation_and_speed() -> None:
         ]
     )
     text = tables.policies({"settings": {"gpu": "h100", "model": "m"}, "rows": rows})
-    assert "| ring | 50.0% | 59.0% | 60.0% | 98.0% | 1.50 |" in text
+    assert "| ring | 50.0% | 59.0% | 60.0% | 98.0% |  | 1.50 |" in text
     assert "| device+host: hit rate | hicache-lru | kvflow |" in text
     assert "not measured" in text
     side = {"hit_rate": 0.5, "wall_s": 40.0}
