@@ -36,6 +36,7 @@ COMMANDS: Final = (
     Command("serve", "Run the KVFlow service.", "server"),
     Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
     Command("bench", "Run a scenario with every kind of cache, on this machine.", "bench"),
+    Command("simulate", "Run a scenario on a model of the engine, without one.", "simulate"),
     Command("trace", "Ask a running engine for the timeline of its latest requests.", "cli"),
     Command("convert-trace", "Make a trace to replay of a recording or another's trace.", "cli"),
     Command("doctor", "Check this machine and say what is missing.", "cli"),
