@@ -7,14 +7,22 @@ the agent start whatever its join, and is used once. Taking a mark from a ``choi
 the marks that the same finish put on the source's other choice edges, since that branch was not
 taken; a join ``all`` over several choice edges does so for each of them.
 
-Mispredictions. A start of an agent whose in-edges do not hold what its join needs takes nothing.
+Mispredictions. A start of an agent whose in-edges do not hold what its join needs takes the marks
+that are there. It came in the place of a start that had been predicted, so one of these is taken
+back: the agent that could have started for the longest time loses the marks its start would have
+taken (an entry mark, being the oldest, goes first). Otherwise each wrong turn would leave a mark
+behind for ever, and after some of them every agent would look imminent. The longest predicted one,
+since what is wrong grows old while what is right gets started. One only, since of several some may
+be right, and their starts would be mispredictions that take back several more each. An agent
+without in-edges comes from outside, as a workflow that begins again: nothing is taken back for it.
+In a graph that is right, no start is a misprediction but that, and nothing is ever taken back.
 
 Early starts. A nested call (``planner`` calls ``coder`` before it returns) and two processes that
-report independently both put the start of an agent before the finish that leads to it. It is a
-misprediction, but the mark of the later finish must not stay behind and make the agent look
-imminent for ever. So a start whose missing marks can come from runs that are under way is
-remembered, and takes the marks as soon as they are there: the marking is then the same as if the
-two events had come in order. If the marks go elsewhere, the start is forgotten.
+report independently both put the start of an agent before the finish that leads to it. It counts
+as a misprediction, but takes no mark yet, nor any back: a start whose missing marks can come from
+runs that are under way is remembered, and takes the marks as soon as they are there. The marking is
+then the same as if the two events had come in order. If the marks go elsewhere, the start is
+forgotten.
 """
 
 from __future__ import annotations
@@ -40,8 +48,8 @@ class Marking:
         graph: the compiled graph.
         entry: the entry agents.
         runs: the runs under way by agent, a view that the owner keeps up to date. A run that
-            starts is in it after ``take`` and ``expect``, one that finishes is not when ``put`` is
-            called.
+            starts is in it after ``take``, ``expect`` and ``mispredict``, one that finishes is not
+            when ``put`` is called.
 
     Attributes:
         entry: agents that hold their entry mark.
@@ -49,8 +57,7 @@ class Marking:
             Ascending, as finishes are numbered in order and put at most one mark on an edge.
         missing: per agent, how many in-edges must still be marked for it to start. Of a join
             ``any``, less than 0 if several are marked.
-        ready: agents that may start, their entry mark aside. A dict, since an empty one is smaller
-            than an empty set.
+        ready: agents that may start, their entry mark aside, in the order in which they came to.
         unmarked_out: agents with a marked out-edge -> how many of their out-edges are not marked.
 
     The last three follow from ``by_edge``; kept up to date, they spare the step pass a loop over
@@ -103,20 +110,34 @@ class Marking:
             return True
         if agent not in self.ready:
             return False
-        edges = self.graph.in_edges[agent]
-        if self.graph.joins_any[agent]:
-            marked = [(marks[0], edge) for edge in edges if (marks := self.by_edge.get(edge))]
-            self._take_mark(min(marked)[1])
-        else:
-            for edge in edges:
-                self._take_mark(edge)
+        self._take_marks(agent)
         return True
 
-    def expect(self, agent: int) -> None:
-        """Remember a start that found too few marks, if runs under way can bring the rest."""
+    def expect(self, agent: int) -> bool:
+        """Remember a start that found too few marks, and return True, if it is an early one."""
         early = self._early_starts.get(agent, 0)
-        if early < self._servable_starts(agent):
-            self._early_starts[agent] = early + 1
+        if early >= self._servable_starts(agent):
+            return False
+        self._early_starts[agent] = early + 1
+        return True
+
+    def mispredict(self, agent: int) -> None:
+        """Let a start that found too few marks, and is no early one, take those there are, and
+        take back one that was predicted.
+
+        O(edges of the two agents).
+        """
+        if not self.graph.in_edges[agent]:
+            return
+        # The marks of an agent with early starts are what these count on.
+        if agent not in self._early_starts:
+            for edge in self.graph.in_edges[agent]:
+                if edge in self.by_edge:
+                    self._take_mark(edge)
+        if self.entry:
+            self.entry -= {min(self.entry)}
+        elif self.ready:
+            self._take_marks(next(iter(self.ready)))
 
     def put(self, agent: int) -> bool:
         """Mark the out-edges of an agent that has finished. O(out-edges).
@@ -146,6 +167,16 @@ class Marking:
         if unmarked is None:
             unmarked = len(self.graph.out_edges[source])
         self.unmarked_out[source] = unmarked - 1
+
+    def _take_marks(self, agent: int) -> None:
+        """Take what a start of an agent that is ready takes."""
+        edges = self.graph.in_edges[agent]
+        if self.graph.joins_any[agent]:
+            marked = [(marks[0], edge) for edge in edges if (marks := self.by_edge.get(edge))]
+            self._take_mark(min(marked)[1])
+        else:
+            for edge in edges:
+                self._take_mark(edge)
 
     def _take_mark(self, edge: int) -> None:
         finish = self.by_edge[edge][0]
@@ -180,7 +211,8 @@ class Marking:
         """Return how many starts the marks there are and the runs under way can serve.
 
         A finish turns a run into a mark and an early start that is served takes what it counted on,
-        so of all changes only a mark withdrawn can leave an early start without hope.
+        so of all changes only a mark withdrawn with its sibling can leave an early start without
+        hope.
         """
         graph = self.graph
         supply = [

@@ -25,7 +25,8 @@ class WorkflowState:
     ``kvflow.graph.steps`` what the steps are.
 
     Has no clock and does no I/O. An event that raises changes nothing. An event costs O(edges of
-    its agent); the steps are computed on demand, O(V + E), and kept until an event changes them.
+    its agent), a misprediction also those of the agent predicted in its place; the steps are
+    computed on demand, O(V + E), and kept until an event changes them.
     A state belongs to one thread at a time.
     """
 
@@ -126,7 +127,8 @@ class WorkflowState:
         predicted = self._marking.take(agent)
         if not predicted:
             self._mispredictions += 1
-            self._marking.expect(agent)
+            if not self._marking.expect(agent):
+                self._marking.mispredict(agent)
         self._runs.begin(agent, step_id)
         self._steps_started += 1
         self._version += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvflow.graph import AgentStepGraph, Edge
@@ -22,6 +23,7 @@ class NaiveMarking:
         self.marks: list[Mark] = []
         self.running: Counter[str] = Counter()
         self.early: Counter[str] = Counter()
+        self.ready: list[str] = []
         self.finishes = 0
         self.mispredictions = 0
 
@@ -30,10 +32,43 @@ class NaiveMarking:
         mispredicted = not self._take(agent_id)
         if mispredicted:
             self.mispredictions += 1
-            self.early[agent_id] += 1
+            if self.early[agent_id] < self._servable(agent_id):
+                self.early[agent_id] += 1
+            else:
+                self.take_wrong_turn(agent_id)
+        self._note_ready(self.graph.agent_ids)
         self._forget_hopeless()
         self.running[agent_id] += 1
         return mispredicted
+
+    def would_be_a_wrong_turn(self, agent_id: str) -> bool:
+        """Tell whether a start would be a misprediction, and no early one."""
+        predicted = agent_id in self.entry_marks or self._needed(agent_id)
+        return not predicted and self.early[agent_id] >= self._servable(agent_id)
+
+    def take_wrong_turn(self, agent_id: str) -> None:
+        if self._in_edges(agent_id):
+            self._take_what_there_is(agent_id)
+            self._take_back()
+
+    def _take_what_there_is(self, agent_id: str) -> None:
+        if not self.early[agent_id]:
+            marks = [mark for mark in self.marks if mark.edge.target == agent_id]
+            self._remove(list({mark.edge: mark for mark in reversed(marks)}.values()))
+
+    def _take_back(self) -> None:
+        """Of the agent that could have started for the longest time."""
+        self._note_ready(self.graph.agent_ids)
+        entry = [agent_id for agent_id in self.graph.agent_ids if agent_id in self.entry_marks]
+        if entry:
+            self.entry_marks.remove(entry[0])
+        elif self.ready:
+            self._remove(self._needed(self.ready[0]))
+
+    def _note_ready(self, in_order: Sequence[str]) -> None:
+        """Bring the agents that the marks of edges let start up to date, newcomers at the end."""
+        newcomers = [agent_id for agent_id in in_order if agent_id not in self.ready]
+        self.ready = [agent_id for agent_id in [*self.ready, *newcomers] if self._needed(agent_id)]
 
     def finish(self, agent_id: str) -> None:
         self.running[agent_id] -= 1
@@ -43,26 +78,31 @@ class NaiveMarking:
         for edge in reached:
             while self.early[edge.target] and self._take(edge.target):
                 self.early[edge.target] -= 1
+        self._note_ready([edge.target for edge in reached])
         self._forget_hopeless()
 
     def _take(self, agent_id: str) -> bool:
         if agent_id in self.entry_marks:
             self.entry_marks.remove(agent_id)
             return True
+        taken = self._needed(agent_id)
+        self._remove(taken)
+        return bool(taken)
+
+    def _needed(self, agent_id: str) -> list[Mark]:
+        """Return the marks that a start of the agent takes; none if they are not all there."""
         marks = [mark for mark in self.marks if mark.edge.target == agent_id]
         if self.joins[agent_id] == "any":
-            taken = marks[:1]
-        else:
-            oldest = {mark.edge: mark for mark in reversed(marks)}
-            if len(oldest) < len(self._in_edges(agent_id)):
-                return False
-            taken = list(oldest.values())
+            return marks[:1]
+        oldest = {mark.edge: mark for mark in reversed(marks)}
+        return list(oldest.values()) if len(oldest) == len(self._in_edges(agent_id)) else []
+
+    def _remove(self, taken: list[Mark]) -> None:
         self.marks = [
             mark
             for mark in self.marks
             if mark not in taken and not any(self._are_siblings(mark, other) for other in taken)
         ]
-        return bool(taken)
 
     def _are_siblings(self, mark: Mark, other: Mark) -> bool:
         return mark.finish == other.finish and mark.edge.kind == other.edge.kind == "choice"
@@ -72,9 +112,11 @@ class NaiveMarking:
 
     def _forget_hopeless(self) -> None:
         for agent_id in self.graph.agent_ids:
-            supply = [
-                sum(mark.edge == edge for mark in self.marks) + self.running[edge.source]
-                for edge in self._in_edges(agent_id)
-            ]
-            servable = sum(supply) if self.joins[agent_id] == "any" else min(supply, default=0)
-            self.early[agent_id] = min(self.early[agent_id], servable)
+            self.early[agent_id] = min(self.early[agent_id], self._servable(agent_id))
+
+    def _servable(self, agent_id: str) -> int:
+        supply = [
+            sum(mark.edge == edge for mark in self.marks) + self.running[edge.source]
+            for edge in self._in_edges(agent_id)
+        ]
+        return sum(supply) if self.joins[agent_id] == "any" else min(supply, default=0)
