@@ -55,7 +55,13 @@ def test_off(value: str | None) -> None:
     assert SpanExporter.from_env(env, ANCHOR, "e1") is None
 
 
-@pytest.mark.parametrize("missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "opentelemetry.sdk.trace",
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    ],
+)
 def test_on_without_the_packages(
     missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
