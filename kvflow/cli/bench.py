@@ -144,7 +144,7 @@ def _show(result: Mapping[str, Any], console: Console) -> None:
         figures = arm["summary"]
         best = figures["bound_hit_rate"]
         table.add_row(
-            arm["title"],
+            arm["name"],
             f"{figures['hit_rate']:.3f}",
             "" if best is None else f"{best:.3f}",
             f"{figures['ttft_p50_s']:.3f} s",
@@ -154,7 +154,8 @@ def _show(result: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(table)
     if references:
-        compared = _table("end to end, times as fast", *(f"vs {name}" for name in references))
+        heads = ("vs " + name.replace("-", "\n", 1) for name in references)
+        compared = _table("end to end,\ntimes as fast", *heads)
         by_arm: dict[str, dict[str, str]] = {}
         for one in result["ratios"]:
             by_arm.setdefault(one["arm"], {})[one["to"]] = f"{one['wall_s']['median']:.2f}"

@@ -26,7 +26,6 @@ name = "tiny-ring"
 fixed_tokens = 96
 dynamic_tokens = 16
 output_tokens = 2
-chat = false
 [agents]
 agents = 4
 rounds = 3
@@ -35,7 +34,7 @@ device_tokens = 400
 """
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_kvflow_hits_where_lru_does_not_and_answers_are_the_same(tmp_path: Path) -> None:
     scenario = tmp_path / "tiny.toml"
     scenario.write_text(SCENARIO)
