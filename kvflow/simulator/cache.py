@@ -55,6 +55,14 @@ class Landed(NamedTuple):
 _NOTHING = Landed([], [])
 
 
+class _Write(NamedTuple):
+    """A copy to the host under way; the node may have been cut since, and lost its head."""
+
+    end_s: float
+    node: Node
+    start: int
+
+
 class TieredCache:
     """Device, host and storage tier of one engine.
 
@@ -103,7 +111,7 @@ class TieredCache:
         self.load_link = FifoLink(costs.load)
         self.write_link = FifoLink(costs.write)
         self.loads: deque[LoadUnderWay] = deque()
-        self._writes: deque[tuple[float, Node]] = deque()
+        self._writes: deque[_Write] = deque()
         self._queued: list[Node] = []
         self._queued_nodes: list[Node] = []
         self._queued_tokens = 0
@@ -173,8 +181,8 @@ class TieredCache:
     def reap(self) -> Landed:
         """Let go of what copies have held that are over by now. Done once in each step."""
         now_s = self.now_s
-        while self._writes and self._writes[0][0] <= now_s:
-            self._written(self._writes.popleft()[1])
+        while self._writes and self._writes[0].end_s <= now_s:
+            self._written(self._writes.popleft())
         if not (self.loads or self.storage):
             return _NOTHING
         loads, fetches = [], []
@@ -196,7 +204,7 @@ class TieredCache:
         """When the next copy to or from the host is over; None if none is under way."""
         ends = []
         if self._writes:
-            ends.append(self._writes[0][0])
+            ends.append(self._writes[0].end_s)
         if self.loads:
             ends.append(self.loads[0].copy.end_s)
         if self.storage is not None and self.storage.fetches:
@@ -308,11 +316,11 @@ class TieredCache:
             len(node) for node in self._duplicates if node.device and node.host and not node.locks
         )
 
-    def _written(self, node: Node) -> None:
+    def _written(self, write: _Write) -> None:
         """A copy to the host is over; from there it goes on to storage."""
-        self.tree.unlock(node)
+        self.tree.unlock(write.node)
         if self.storage is not None:
-            self.storage.store(node)
+            self.storage.store(write.node.prefix, write.start, write.node.end)
 
     def fetch(
         self,
@@ -394,7 +402,7 @@ class TieredCache:
             if copy is None:
                 self.tree.unlock(one)
                 return
-            self._writes.append((copy.end_s, one))
+            self._writes.append(_Write(copy.end_s, one, one.start))
 
     def load_back(self, node: Node, below: EvictionKey | None = None) -> int:
         """Queue the load of a node and of what it hangs from; how many tokens, 0 if refused."""

@@ -35,6 +35,8 @@ class CallLog:
         # Per access: which call, and what of it.
         self._calls = array("q")
         self._kinds = array("b")
+        # How many pages, by access, where only a part of a prompt has been computed.
+        self._parts: dict[int, int] = {}
 
     def scheduled(self, request: Request) -> None:
         """A request has been matched with what is cached."""
@@ -59,7 +61,9 @@ class CallLog:
         self._add(request, _LOOK)
 
     def computed(self, request: Request) -> None:
-        """The prompt of a request has been computed."""
+        """The prompt of a request has been computed, or a part of it that others can read now."""
+        if request.computed_tokens < request.prompt_tokens:
+            self._parts[len(self._calls)] = request.computed_tokens // self._page_tokens
         self._add(request, _COMPUTED)
 
     def ended(self, request: Request, *, counted: bool) -> None:
@@ -91,9 +95,22 @@ class CallLog:
         if kind == _LOOK:
             return RunCall(prompt, prompt_runs if self._counted[call] else 0, brings=False)
         if kind == _COMPUTED:
-            return RunCall(prompt, 0, holds=prompt)
+            pages = self._parts.get(position)
+            return RunCall(prompt, 0, holds=prompt) if pages is None else _part(prompt, pages)
         answer = [
             PageRun(self._identities[run], self._pages[run])
             for run in range(after, after + self._answer_runs[call])
         ]
         return RunCall([*prompt, *answer], 0, unneeded_pages=self._unneeded[call], releases=prompt)
+
+
+def _part(prompt: list[PageRun], pages: int) -> RunCall:
+    """The first pages of a prompt. The run that they end in is taken for there, without room."""
+    runs = []
+    there = 0
+    for run in prompt:
+        if there >= pages:
+            break
+        runs.append(run)
+        there += run.pages
+    return RunCall(runs, 0, unneeded_pages=max(0, there - pages))

@@ -141,9 +141,9 @@ class Engine:
             request.computed_tokens = before + new
             done = request.computed_tokens == request.prompt_tokens
             self._insert(request, request.path, request.computed_tokens)
+            self._side.computed(request)
             if done:
                 request.first_token_s = env.now
-                self._side.computed(request)
                 self._begin_decoding(request)
 
     def _insert(self, request: Request, path: Any, tokens: int) -> None:

@@ -17,6 +17,8 @@ from kvflow.workload import Scenario
 
 __all__ = ["render", "to_json"]
 
+_TABLE_WIDTH = 110
+
 
 def to_json(
     scenario: Scenario,
@@ -75,7 +77,9 @@ def render(
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         table.add_row(result.policy, *_cells(result, storage=cache.storage, bound=with_bound))
-    console.print(table, soft_wrap=True)
+    # A terminal that is narrower breaks lines; that can be read, cut columns cannot.
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table, crop=False)
 
 
 def _cells(result: SimulationResult, *, storage: bool, bound: bool) -> list[str]:

@@ -19,7 +19,7 @@ class StockSide:
 
     Args:
         on_end: told of requests that are over.
-        on_computed: told of those whose prompt has been computed.
+        on_computed: told of those whose prompt, or a chunk of it, has been computed.
         on_scheduled: told of those that have entered a batch.
     """
 
@@ -81,7 +81,7 @@ class StockSide:
         self._on_scheduled(request)
 
     def computed(self, request: Request) -> None:
-        """A request's prompt is computed and in the tree."""
+        """A request's prompt, or a chunk of it, is computed and in the tree."""
         self._on_computed(request)
 
     def finished(self, request: Request) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from kvflow.prefetch import Link
 from kvflow.simulator.links import Copy, FifoLink
 from kvflow.simulator.prefixes import Path, Prefix
-from kvflow.simulator.radix import Node
 
 __all__ = ["Fetch", "StorageTier"]
 
@@ -66,13 +65,12 @@ class StorageTier:
         """All that has ever been fetched, or is being."""
         return self._link.tokens
 
-    def store(self, node: Node) -> None:
-        """Take a copy of a node."""
-        prefix: Prefix | None = node.prefix
-        while prefix is not None and prefix.aligned > node.start:
-            end = min(prefix.aligned, node.end)
-            self._stored[prefix] = max(end, self._stored.get(prefix, 0))
-            prefix = prefix.parent
+    def store(self, prefix: Prefix, start: int, end: int) -> None:
+        """Take what ``prefix`` has from ``start`` to ``end``."""
+        each: Prefix | None = prefix
+        while each is not None and each.aligned > start:
+            self._stored[each] = max(min(each.aligned, end), self._stored.get(each, 0))
+            each = each.parent
 
     def reach(self, path: Iterable[Prefix], start: int, limit: int) -> int:
         """Up to where the path is stored without a gap from ``start`` on."""
