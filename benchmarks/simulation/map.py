@@ -29,7 +29,6 @@ FIGURE: Final = Path(__file__).parents[2] / "docs" / "figures" / "map.svg"
 LENGTHS: Final = (512, 1024, 2048, 4096, 8192, 16_384)
 AGENTS: Final = (2, 4, 8, 16, 32, 64)
 BANDWIDTHS: Final[Mapping[str, float]] = {
-    "1.5 GB/s": 1.5e9,
     "3 GB/s": 3e9,
     "6 GB/s": 6e9,
     "12 GB/s (PCIe 3)": 12.4e9,
@@ -110,7 +109,7 @@ def draw(result: Mapping[str, Any], path: Path = FIGURE) -> None:
     bandwidths = list(settings["bandwidths"])
     found = {(p["bandwidth"], p["fixed_tokens"], p["agents"]): p for p in result["points"]}
     with pyplot.rc_context(
-        {"svg.hashsalt": "kvflow", "svg.fonttype": "path", "font.size": 9, "axes.titlesize": 10}
+        {"svg.hashsalt": "kvflow", "svg.fonttype": "path", "font.size": 10, "axes.titlesize": 11}
     ):
         figure, grid = pyplot.subplots(
             len(BASELINES),
@@ -142,9 +141,9 @@ def draw(result: Mapping[str, Any], path: Path = FIGURE) -> None:
                     text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
                     shade = sum(image.cmap(norm(value))[:3])
                     colour = "white" if shade < 1.4 else "black"
-                    axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour)
+                    axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour)
             axes_row[0].set_ylabel(f"agents in the cycle\n({title})")
-            figure.colorbar(image, ax=list(axes_row), label=f"speed-up {title}", pad=0.01)
+            figure.colorbar(image, ax=list(axes_row), label="speed-up", pad=0.01)
         for axes in grid[-1]:
             axes.set_xlabel("fixed prompt, tokens")
         figure.suptitle(

@@ -13,7 +13,8 @@ The method is theirs: ten agents, each one's fixed prompt warmed, then ten runs 
 new suffixes; for many workflows, each with agents of its own, all at once. The device pool is what
 ``--mem-fraction-static 0.88`` leaves next to the weights, SGLang 0.4.4's default; the host pool
 holds everything. What the paper leaves open, chosen here: with branches, every stage but the first
-has that many alternatives; PEER has prompts of 2,048 tokens of which half is shared.
+has that many alternatives; PEER is 32 workflows at once, whose four agents have prompts of 2,048
+tokens of which half is shared.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from kvflow.simulator.costs import CostModel
 from kvflow.simulator.presets import cost_model, device_tokens
 from kvflow.workload import Scenario, parse_scenario
 
-__all__ = ["PUBLISHED", "Setup", "compared"]
+__all__ = ["PUBLISHED", "SETUPS", "Setup", "compared"]
 
 MEM_FRACTION: Final = 0.88
 SPEEDS: Final[Mapping[str, float | None]] = {"full": None, "4 GB/s": 4e9, "1 GB/s": 1e9}
@@ -81,7 +82,8 @@ class Setup:
             }
         if self.kind == "peer":
             prompts["shared_tokens"] = self.fixed // 2
-            agents["agents"] = 4
+            agents = {"agents": 4, "rounds": 1}
+            load = {"workflows": self.at_once * runs, "concurrency": self.at_once}
         device = device_tokens(self.gpu, self.model, mem_fraction=MEM_FRACTION)
         return parse_scenario(
             {
@@ -113,7 +115,7 @@ SETUPS: Final = (
     ),
     Setup("a10g", "llama-3.1-8b", 512, 256, 256, at_once=128, kind="many"),
     Setup("a10g", "llama-3.1-8b", 1024, 256, 256, at_once=64, kind="many"),
-    *(Setup(gpu, model, 2048, 256, 256, kind="peer") for gpu, model in _SHAPES),
+    Setup("h100", "qwen2.5-32b", 2048, 256, 256, at_once=32, kind="peer"),
 )
 
 
