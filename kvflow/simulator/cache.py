@@ -195,7 +195,7 @@ class TieredCache:
         while storage and storage.fetches and storage.fetches[0].copy.end_s <= now_s:
             fetch = storage.fetches.popleft()
             self._fetching_host_tokens -= fetch.tokens
-            self.tree.add_host(fetch.path, fetch.end)
+            self.tree.add_host(fetch.path, fetch.start, fetch.end)
             fetches.append(fetch)
         return Landed(loads, fetches)
 

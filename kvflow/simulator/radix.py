@@ -235,41 +235,44 @@ class RadixTree:
         return Inserted(node, adopted, counted)
 
     def _add(self, parent: Node, path: Path, end: int, priority: int) -> Node:
+        leaf = self._leaf(parent, path, end)
+        leaf.priority = priority
+        self.set_device(leaf)
+        return leaf
+
+    def _leaf(self, parent: Node, path: Path, end: int) -> Node:
+        """A new node below ``parent``, nowhere yet."""
         last = path[-1].holding(end)
         first = last.holding(parent.end + self.page_tokens)
         leaf = Node(parent, first, last, parent.end, end)
-        leaf.priority = priority
         leaf.recency = self.tick()
         leaf.number = self._clock
         parent.children[first] = leaf
         self.nodes += 1
-        self.set_device(leaf)
         return leaf
 
-    def add_host(self, path: Path, end: int) -> int:
-        """Put what came from storage into host memory; how many tokens that were new there."""
+    def add_host(self, path: Path, start: int, end: int) -> None:
+        """Put what came from storage, from ``start`` to ``end``, into host memory.
+
+        What it was to hang from may have gone meanwhile; then it is dropped.
+        """
         node = self.root
-        added = 0
+        found = []
         for child, shared in self.walk(path, end):
             node = self.split_quietly(child, shared) if shared < child.end else child
-            if not (node.device or node.host):
-                return added
-            if not node.host:
-                added += len(node)
-                self.set_host(node)
+            if not node.host and node.start >= start:
+                found.append(node)
+            elif not (node.host or node.device):
+                return
+        if node.end < start:
+            return
+        for each in found:
+            self.set_host(each)
         if node.end < end:
-            last = path[-1].holding(end)
-            first = last.holding(node.end + self.page_tokens)
-            leaf = Node(node, first, last, node.end, end)
-            leaf.recency = self.tick()
-            leaf.number = self._clock
+            leaf = self._leaf(node, path, end)
             leaf.priority = node.priority
-            node.children[first] = leaf
-            self.nodes += 1
-            added += len(leaf)
             self.set_host(leaf)
             self.watcher.leaf_changed(node)
-        return added
 
     def split(self, lower: Node, at: int) -> Node:
         """Cut a node in two; returns the new node above. Counts as an access, as in SGLang."""

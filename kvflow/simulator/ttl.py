@@ -25,6 +25,9 @@ __all__ = ["TTLSide", "best_ttl_s"]
 GAPS_PER_AGENT: Final = 32
 MAX_AGENTS: Final = 65_536
 
+MARGIN: Final = 1.1
+"""A gap as long as one that was seen should be in time, with what it waits in the queue."""
+
 
 def best_ttl_s(gaps_s: Sequence[float], reload_s: float, share: float) -> float:
     """The time to live with the greatest expected gain.
@@ -101,4 +104,4 @@ class TTLSide(StockSide):
             reload_s = min(reload_s, self._costs.load.seconds(tokens))
         ttl_s = best_ttl_s(gaps_s, reload_s, tokens / self.cache.device_capacity)
         if ttl_s > 0 and request.node is not None:
-            self._ranking.pin(path_above(request.node), now_s + ttl_s)
+            self._ranking.pin(path_above(request.node), now_s + MARGIN * ttl_s)
