@@ -149,11 +149,9 @@ def verdict(observed: Sequence[Observed], tolerance: float) -> dict[str, Any]:
         place["equal"] += same_ids and difference <= tolerance
         place["largest_difference"] = max(place["largest_difference"], difference)
     expected = {name: (0 if name == "stale" else place["answers"]) for name, place in found.items()}
-    wanted = {place for places in ENGINES.values() for place in places}
     return {
         "tolerance": tolerance,
         "places": found,
-        "complete": found.keys() == wanted,
         "holds": bool(found)
         and all(
             place["shown"] == place["answers"] and place["equal"] == expected[name]

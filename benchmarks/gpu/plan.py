@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-__all__ = ["LeftOut", "Plan", "Step", "Task", "Unit", "make_plan"]
+__all__ = ["LeftOut", "Pace", "Plan", "Step", "Task", "Unit", "make_plan"]
+
+
+_ASSUMED_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,25 @@ class Plan:
     @property
     def estimate_s(self) -> float:
         return sum(step.estimate_s for step in self.steps)
+
+
+class Pace:
+    """How much longer things take than they were estimated to, by what has been done so far.
+
+    A minute of estimates that held is assumed at the beginning, so that one short task that was far
+    off does not stop everything.
+    """
+
+    def __init__(self) -> None:
+        self._estimated_s = self._took_s = _ASSUMED_S
+
+    def note(self, estimate_s: float, took_s: float) -> None:
+        self._estimated_s += estimate_s
+        self._took_s += took_s
+
+    @property
+    def factor(self) -> float:
+        return self._took_s / self._estimated_s
 
 
 def make_plan(units: Iterable[Unit], budget_s: float, done: Collection[str] = ()) -> Plan:

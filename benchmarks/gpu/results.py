@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["FORMAT", "ResultFolder", "merged"]
+__all__ = ["FORMAT", "PLACES", "ResultFolder", "merged"]
 
 FORMAT: Final = 1
 _STOCK: Final = ("limit", "lru", "priority", "hicache-write-through", "hicache-write-back")
+PLACES: Final = frozenset({"cold", "device", "host", "prefetched", "late", "stale"})
+"""What piece (a) has to have shown to be complete."""
+
 _COMPARED: Final = ("wall_s", "ttft_p50_s", "ttft_p99_s")
 
 
@@ -62,11 +65,11 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     are over repeats that ran next to each other; those across groups are of medians taken at
     different times, and say so (``interleaved``).
     """
-    pieces: dict[str, list[dict[str, Any]]] = {}
+    pieces: dict[str, Any] = {}
     scenarios: dict[tuple[str, str, str], dict[str, Any]] = {}
     for part in parts:
         if part["piece"] == "a":
-            pieces.setdefault("a", []).append(dict(part))
+            pieces.setdefault("a", {"engines": []})["engines"].append(dict(part))
             continue
         key = (part["piece"], part["bench"], part["scenario"]["name"])
         if key not in scenarios:
@@ -85,6 +88,13 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         ]
     for scenario in scenarios.values():
         scenario["ratios"] += _across_groups(scenario["arms"], scenario["ratios"])
+    if "a" in pieces:
+        engines = pieces["a"]["engines"]
+        places = {place for engine in engines for place in engine["verdict"]["places"]}
+        pieces["a"] |= {
+            "complete": places == PLACES,
+            "holds": all(engine["verdict"]["holds"] for engine in engines),
+        }
     return {"pieces": dict(sorted(pieces.items()))}
 
 

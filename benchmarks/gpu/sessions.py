@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.engines import engine_flags
-from benchmarks.gpu.floor import CallSizes, Rates, floors
+from benchmarks.gpu.floor import Rates, floors
 from benchmarks.gpu.grid import Play
 from benchmarks.gpu.shapes import SHAPES, write_config
-from benchmarks.gpu.units import ArmGroup, arm_tiers
+from benchmarks.gpu.units import ArmGroup, arm_tiers, scenario_calls, scenario_needs
 from kvflow.bench.arms import ARMS
-from kvflow.bench.needs import ClientPriorities, workload_needs
+from kvflow.bench.needs import ClientPriorities
 from kvflow.bench.progress import run_line
 from kvflow.bench.prompts import TokenPrompts
 from kvflow.bench.result import ArmResult, BenchResult
@@ -29,7 +29,7 @@ from kvflow.workload import build_workload
 __all__ = ["Session", "SessionSetup", "running_session"]
 
 _MOST_BOUNDED_CALLS = 200
-"""Of larger workloads the clairvoyant bound is not worked out: it would take longer than they do."""
+"""Of larger workloads the clairvoyant bound is not worked out: it would take too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Session:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         begun_s = time.monotonic()
         workload = build_workload(scenario)
-        needs = workload_needs(workload.workflows(), scenario.cache.page_tokens)
+        needs = scenario_needs(scenario)
         prompts = TokenPrompts(read_vocabulary(str(self._model), scenario.seed))
         runs: dict[str, list[Run]] = {name: [] for name in self._engines}
         for repeat in range(1, play.repeats + 1):
@@ -102,18 +102,15 @@ class Session:
             started_at=started_at,
             elapsed_s=time.monotonic() - begun_s,
         )
-        sizes = [
-            CallSizes(call.fixed_tokens, call.prompt_tokens - call.fixed_tokens, call.answer.tokens)
-            for workflow in workload.workflows()
-            for call in workflow.calls
-        ]
         return {
             "piece": bench.piece,
             "bench": bench.name,
             "model": bench.model,
             "note": bench.note,
             **result.to_json(),
-            "arithmetic_floor": floors(SHAPES[bench.model], sizes, self._setup.rates),
+            "arithmetic_floor": floors(
+                SHAPES[bench.model], scenario_calls(scenario), self._setup.rates
+            ),
         }
 
 
@@ -131,10 +128,7 @@ def running_session(group: ArmGroup, setup: SessionSetup) -> Iterator[Session]:
         "bfloat16" if setup.device == "cuda" else "float32",
     )
     tiers = arm_tiers(bench)
-    needs = [
-        workload_needs(build_workload(play.scenario).workflows(), play.scenario.cache.page_tokens)
-        for play in bench.plays
-    ]
+    needs = [scenario_needs(play.scenario) for play in bench.plays]
     largest = max(one.largest_call_tokens for one in needs)
     flags = engine_flags(
         setup.device,

@@ -26,7 +26,7 @@ from benchmarks.gpu.correctness import (
 from benchmarks.gpu.engines import CORRECTNESS_DTYPE
 from benchmarks.gpu.floor import Rates
 from benchmarks.gpu.grid import DRY, PIECES, REAL
-from benchmarks.gpu.plan import LeftOut, Plan, Step, make_plan
+from benchmarks.gpu.plan import LeftOut, Pace, Plan, Step, make_plan
 from benchmarks.gpu.rates import measure_rates
 from benchmarks.gpu.results import FORMAT, ResultFolder, merged
 from benchmarks.gpu.sessions import SessionSetup, running_session
@@ -34,7 +34,7 @@ from benchmarks.gpu.units import NOMINAL, ArmGroup, Machine, plan_units, task_id
 from kvflow.engine.device import ConcreteDevice, visible_gpus
 from kvflow.errors import KVFlowError
 
-__all__ = ["main"]
+__all__ = ["Work", "main"]
 
 BUDGET_S: Final = 480.0
 DRY_BUDGET_S: Final = 900.0
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = ResultFolder(given.output)
     scale = DRY if given.dry_run else REAL
     rates = NOMINAL[device] if given.plan_only else _rates(folder, device, given.output)
-    machine = Machine(device, *_memory(device, given.gpu_gb), rates)
+    machine = Machine(device, *_memory(device, (given.gpu_gb, given.host_gb)), rates)
     units, groups = plan_units(given.pieces, scale, machine)
     left_s = budget_s - _CLOSING_S - (time.monotonic() - begun_s)
     plan = make_plan(units, left_s, folder.done())
     _show(plan)
     if given.plan_only:
         return 0
-    work = _Work(
+    work = Work(
         folder, given.output, device, rates, groups, begun_s + budget_s - _CLOSING_S, given.dry_run
     )
     for step in plan.steps:
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @dataclass(slots=True)
-class _Work:
-    """What is under way. ``slower``: how much longer tasks take than they were estimated to."""
+class Work:
+    """What is under way."""
 
     results: ResultFolder
     output: Path
@@ -83,14 +83,14 @@ class _Work:
     groups: Mapping[str, ArmGroup]
     deadline_s: float
     dry_run: bool
-    slower: float = 1.0
+    pace: Pace = field(default_factory=Pace)
     skipped: list[LeftOut] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=describe_environment)
 
     def run(self, step: Step) -> None:
-        """Do a step as far as there is time. A failure is written down, and the next one goes on."""
-        print(f"run: {step.unit.id}, about {step.estimate_s * self.slower:.0f} s", flush=True)
+        """Do a step as far as there is time; a failure is written down, and the next goes on."""
+        print(f"run: {step.unit.id}, about {step.estimate_s * self.pace.factor:.0f} s", flush=True)
         try:
             if step.unit.piece == "a":
                 self._correctness(step)
@@ -103,13 +103,15 @@ class _Work:
     def _bench(self, step: Step) -> None:
         group = self.groups[step.unit.id]
         plays = {task_id(group, play): play for play in group.bench.plays}
-        if not self._time_for(step.tasks[0].id, step.unit.start_s + step.tasks[0].estimate_s):
+        if not self.time_for(step.tasks[0].id, step.unit.start_s + step.tasks[0].estimate_s):
             return
         with _scratch(self.output) as scratch:
             setup = SessionSetup(self.device, scratch, self.rates, self._environment(), _say)
+            begun_s = time.monotonic()
             with running_session(group, setup) as session:
+                self.pace.note(step.unit.start_s, time.monotonic() - begun_s)
                 for task in step.tasks:
-                    if not self._time_for(task.id, task.estimate_s):
+                    if not self.time_for(task.id, task.estimate_s):
                         continue
                     _say(f"  {task.id}")
                     begun_s = time.monotonic()
@@ -123,7 +125,7 @@ class _Work:
             _make_checkpoint(model, dtype)
             setup = CorrectnessSetup(self.device, model, scratch, prompts=1 if self.dry_run else 3)
             for task in step.tasks:
-                if not self._time_for(task.id, task.estimate_s):
+                if not self.time_for(task.id, task.estimate_s):
                     continue
                 name = task.id.removeprefix("a/")
                 begun_s = time.monotonic()
@@ -143,9 +145,9 @@ class _Work:
                 }
                 self._write(task.id, task.estimate_s, begun_s, document)
 
-    def _time_for(self, task: str, estimate_s: float) -> bool:
+    def time_for(self, task: str, estimate_s: float) -> bool:
         left_s = self.deadline_s - time.monotonic()
-        needed_s = estimate_s * self.slower
+        needed_s = estimate_s * self.pace.factor
         if needed_s <= left_s:
             return True
         reason = f"things took longer: needs about {needed_s:.0f} s, {left_s:.0f} s are left"
@@ -157,7 +159,7 @@ class _Work:
         self, task: str, estimate_s: float, begun_s: float, document: Mapping[str, Any]
     ) -> None:
         took_s = time.monotonic() - begun_s
-        self.slower = max(self.slower, took_s / estimate_s)
+        self.pace.note(estimate_s, took_s)
         self.results.write_part(
             task, {"dry_run": self.dry_run, "took_s": round(took_s, 1), **document}
         )
@@ -197,7 +199,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--plan-only", action="store_true", help="say what would be run, and when")
     parser.add_argument(
-        "--gpu-gb", type=float, default=80.0, help="for --plan-only without a GPU (%(default)s)"
+        "--gpu-gb", type=float, default=85.0, help="for --plan-only without a GPU (%(default)s)"
+    )
+    parser.add_argument(
+        "--host-gb", type=float, default=128.0, help="likewise, the host's memory (%(default)s)"
     )
     return parser.parse_args(arguments)
 
@@ -220,16 +225,20 @@ def _rates(folder: ResultFolder, device: ConcreteDevice, output: Path) -> Rates:
     return rates
 
 
-def _memory(device: ConcreteDevice, gpu_gb: float) -> tuple[int, int]:
-    """Of the device and of the host, in bytes; on the CPU both are what is free."""
+def _memory(device: ConcreteDevice, assumed_gb: tuple[float, float]) -> tuple[int, int]:
+    """Of the device and of the host, in bytes; on the CPU both are what is free.
+
+    Args:
+        assumed_gb: both, where there is no GPU to ask.
+    """
+    if device == "cuda" and not visible_gpus():
+        return int(assumed_gb[0] * 1e9), int(assumed_gb[1] * 1e9)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
     if device == "cpu":
         return available, available
-    if not visible_gpus():
-        return int(gpu_gb * 1e9), available
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return int(done.stdout.split()[0]) * 2**20, available

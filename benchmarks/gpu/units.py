@@ -6,8 +6,10 @@ tasks really took corrects them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from benchmarks.gpu.correctness import ENGINES
@@ -16,12 +18,22 @@ from benchmarks.gpu.grid import Bench, Play, Scale, benches
 from benchmarks.gpu.plan import Task, Unit
 from benchmarks.gpu.shapes import SHAPES
 from kvflow.bench.arms import ARMS, ArmCache, arm_cache
-from kvflow.bench.needs import workload_needs
+from kvflow.bench.needs import WorkloadNeeds, workload_needs
 from kvflow.engine.device import ConcreteDevice
 from kvflow.simulator.presets import ModelShape
-from kvflow.workload import build_workload
+from kvflow.workload import Scenario, build_workload
 
-__all__ = ["ArmGroup", "Machine", "arm_tiers", "engine_bytes", "grouped", "plan_units", "task_id"]
+__all__ = [
+    "ArmGroup",
+    "Machine",
+    "arm_tiers",
+    "engine_bytes",
+    "grouped",
+    "plan_units",
+    "scenario_calls",
+    "scenario_needs",
+    "task_id",
+]
 
 NOMINAL: Final = {
     # NVIDIA H100 SXM: PCIe 5.0 x16, 80 % of which a copy reaches, dense BF16 at half of what the
@@ -72,14 +84,25 @@ def task_id(group: ArmGroup, play: Play) -> str:
     return f"{group.bench.piece}/{group.bench.name}/{play.name}/{'+'.join(group.arms)}"
 
 
+@cache
+def scenario_needs(scenario: Scenario) -> WorkloadNeeds:
+    """What a scenario's workload needs of a cache."""
+    return workload_needs(build_workload(scenario).workflows(), scenario.cache.page_tokens)
+
+
+@cache
+def scenario_calls(scenario: Scenario) -> tuple[CallSizes, ...]:
+    """The lengths of all calls, in order."""
+    return tuple(
+        CallSizes(call.fixed_tokens, call.prompt_tokens - call.fixed_tokens, call.answer.tokens)
+        for workflow in build_workload(scenario).workflows()
+        for call in workflow.calls
+    )
+
+
 def arm_tiers(bench: Bench) -> dict[str, ArmCache]:
     """The tiers of each arm: one engine of an arm runs all of the bench's scenarios."""
-    needed = max(
-        workload_needs(
-            build_workload(play.scenario).workflows(), play.scenario.cache.page_tokens
-        ).cached_tokens
-        for play in bench.plays
-    )
+    needed = max(scenario_needs(play.scenario).cached_tokens for play in bench.plays)
     cache = bench.plays[0].scenario.cache
     return {name: arm_cache(ARMS[name], cache, needed) for name in bench.arms}
 
@@ -159,18 +182,13 @@ def _unit(group: ArmGroup, machine: Machine) -> Unit:
 
 def _play_s(play: Play, shape: ModelShape, machine: Machine) -> float:
     """One arm's time: as if nothing were cached, as nothing is at the beginning."""
-    workload = build_workload(play.scenario)
     device, rates = machine.device, machine.rates
     prefill_s = decode_s = 0.0
-    for workflow in workload.workflows():
-        for call in workflow.calls:
-            sizes = CallSizes(
-                call.fixed_tokens, call.prompt_tokens - call.fixed_tokens, call.answer.tokens
-            )
-            floor = call_floor(shape, sizes, rates)
-            prefill_s += _CALL_S[device] + _OVER_FLOOR * floor.cold_ttft_s
-            decode_s += sizes.output * _STEP_S[device] + _OVER_FLOOR * floor.decode_s
-    together = min(workload.concurrency or _MOST_TOGETHER, _MOST_TOGETHER)
+    for sizes, times in Counter(scenario_calls(play.scenario)).items():
+        floor = call_floor(shape, sizes, rates)
+        prefill_s += times * (_CALL_S[device] + _OVER_FLOOR * floor.cold_ttft_s)
+        decode_s += times * (sizes.output * _STEP_S[device] + _OVER_FLOOR * floor.decode_s)
+    together = min(play.scenario.load.concurrency or _MOST_TOGETHER, _MOST_TOGETHER)
     return play.repeats * (prefill_s + decode_s / together)
 
 
