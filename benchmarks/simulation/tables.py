@@ -149,19 +149,23 @@ def _spread(figures: Result | None) -> str:
 
 
 def speed(result: Result) -> str:
-    """How fast the simulator itself is."""
+    """How fast the simulator itself is, and that its memory does not grow."""
     rows = [
         [
-            run["policy"],
-            f"{run['calls']:,}",
-            f"{run['took_s']:.0f} s",
-            f"{run['calls'] / run['took_s']:,.0f} /s",
-            f"{run['peak_memory_bytes'] / 1e6:,.0f} MB",
+            row["policy"],
+            f"{row['calls']:,}",
+            f"{row['wall_s']:.0f} s",
+            f"{row['calls_per_s']:,.0f} /s",
+            *(_megabytes(row[name]) for name in ("peak_rss_bytes_at_a_tenth", "peak_rss_bytes")),
         ]
-        for run in result["runs"]
+        for row in result["rows"]
     ]
     environment = result["environment"]
+    head = ["policy", "calls", "time", "rate", "peak memory at a tenth", "in the end"]
     return (
-        _table(["policy", "calls", "time", "rate", "peak memory"], rows)
-        + f"\nOne core. {environment['cpu_model']}, {environment['python']}.\n"
+        _table(head, rows) + f"\nOne core. {environment['cpu_model']}, {environment['python']}.\n"
     )
+
+
+def _megabytes(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.0f} MB"

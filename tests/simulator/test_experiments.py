@@ -153,7 +153,7 @@ def test_the_map_has_a_point_for_each_place() -> None:
     assert point["speedup"] == {"hicache-lru": 1.5, "lru": 3.0}
 
 
-def test_the_tables_of_policies_validation_and_speed() -> None:
+def test_the_tables_of_policies_and_validation() -> None:
     host = {"tiers": "device+host"}
     rows = policies.with_ratios(
         [
@@ -176,6 +176,15 @@ def test_the_tables_of_policies_validation_and_speed() -> None:
     text = tables.validation({"rows": [row], "goals": goals, "environment": ENVIRONMENT})
     assert "| ring, lru | 50.0% | 53.0% | +3.0 | 40.0 s | 42.0 s | +5.0% | -10% |" in text
     assert "Within 2 points: 0 of 1. Wall time within 15%: 1 of 1." in text
+
+
+def test_the_table_of_the_simulators_own_speed() -> None:
+    row = {
+        **{"policy": "lru", "calls": 1_000_000, "wall_s": 160.4, "calls_per_s": 6234.4},
+        **{"peak_rss_bytes_at_a_tenth": 80_400_000, "peak_rss_bytes": 81_000_000},
+    }
+    text = tables.speed({"rows": [row], "environment": ENVIRONMENT})
+    assert "| lru | 1,000,000 | 160 s | 6,234 /s | 80 MB | 81 MB |" in text
 
 
 def test_cases_run_to_rows_whatever_the_number_of_processes() -> None:
