@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.plugin import tables as plugin
+from benchmarks.simulation import tables as simulation
+
 __all__ = ["TABLES", "main", "rendered"]
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
-DOCUMENTS: Final = ("README.md", "docs/results.md")
+DOCUMENTS: Final = ("README.md", "docs/results.md", "docs/measurements.md")
 _BLOCK: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Result = Mapping[str, Any]
@@ -94,36 +97,6 @@ def demo_sentence(result: Result) -> str:
         f"{kvflow['optimal_hit_rate']:.0%}); median time to first token "
         f"{stock['ttft_p50_s']:.2f} s against {kvflow['ttft_p50_s']:.2f} s.\n"
     )
-
-
-def plugin_eviction(result: Result) -> str:
-    """Cost of evicting one leaf."""
-    measured = {(m["tier"], m["leaves"], m["core"]): m for m in result["measurements"]}
-    tiers = ("device", "host")
-    leaves = sorted({m["leaves"] for m in result["measurements"]})
-    rows = [
-        [
-            f"{tier}, {count:,} leaves",
-            *(
-                f"{measured[tier, count, core]['evict_ms_median']:.3f} ms"
-                for core in ("python", "rust", "kvflow")
-            ),
-        ]
-        for tier in tiers
-        for count in leaves
-    ]
-    inserts = [
-        [
-            f"insert into {count:,} leaves",
-            *(
-                f"{measured['device', count, core]['insert_us_mean']:.0f} us"
-                for core in ("python", "rust", "kvflow")
-            ),
-        ]
-        for count in leaves
-    ]
-    head = ["evict one leaf (median)", "SGLang, Python core", "SGLang, Rust core", "KVFlow"]
-    return _table(head, rows + inserts) + _machine(result)
 
 
 def graph_steps(result: Result) -> str:
@@ -284,13 +257,18 @@ def _machine(result: Result) -> str:
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "demo": ("demo.json", demo),
     "demo_sentence": ("demo.json", demo_sentence),
-    "plugin_eviction": ("plugin_eviction.json", plugin_eviction),
     "graph_steps": ("graph_steps.json", graph_steps),
     "prefetch_link": ("prefetch_link.json", prefetch_link),
     "prefetch_link_unslowed": ("prefetch_link_unslowed.json", prefetch_link),
     "prefetch_storage": ("prefetch_storage.json", prefetch_storage),
     "prefetch_wrong_graph": ("prefetch_wrong_graph.json", prefetch_wrong_graph),
     "prefetch_admission": ("prefetch_admission.json", prefetch_admission),
+    "simulate_validation": ("simulate_validation.json", simulation.validation),
+    "simulate_policies": ("simulate_policies.json", simulation.policies),
+    "simulate_policy_goals": ("simulate_policies.json", simulation.policy_goals),
+    "simulate_paper": ("simulate_paper.json", simulation.paper),
+    "simulate_speed": ("simulate_speed.json", simulation.speed),
+    **plugin.TABLES,
 }
 
 
