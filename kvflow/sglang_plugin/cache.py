@@ -17,12 +17,12 @@ from typing import Any, Final, Literal
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from kvflow.eviction import AgentCall, CallLearner, EvictionKey, Owner
 from kvflow.graph import INFINITE_STEPS
 from kvflow.prefetch import choose_load
 from kvflow.protocol import RequestMetadata
+from kvflow.sglang_plugin.checkpoints import ShortCheckpoints
 from kvflow.sglang_plugin.compat import nothing_loaded
 from kvflow.sglang_plugin.control import (
     CancelFetch,
@@ -47,7 +47,7 @@ PATHS_TOKEN_BUDGET: Final = 8_000_000
 """Token ids kept so that a path which left the tree can be fetched from the storage tier."""
 
 
-class KVFlowRadixCache(UnifiedRadixCache):
+class KVFlowRadixCache(ShortCheckpoints):
     """SGLang's unified radix cache, with eviction ordered by steps-to-execution."""
 
     def __init__(self, params: Any) -> None:
@@ -235,31 +235,11 @@ class KVFlowRadixCache(UnifiedRadixCache):
             component.needed_tokens = None
 
     def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
-        if self._is_in_tree(req, up_to):
-            self.tree_core.touch_down(req.last_node)
-        else:
-            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if req.finished():
             self._learn_guarded(req)
         else:
             self.kvflow_transfers.wait_before_decoding(self.path_to(req.last_node))
-
-    def _is_in_tree(self, req: Any, up_to: int) -> bool:
-        """Whether an earlier checkpoint of the request took all that there is to take.
-
-        So it is with answers that fill no page. SGLang would walk to the node that the request
-        holds a lock on, find nothing to do, and lock it anew.
-        """
-        if not self.tree_core.short_walks or self.disable or req.kv_rotation_base is not None:
-            return False
-        page, kv = self.page_size, req.kv
-        tokens = min(up_to, len(req.full_untruncated_fill_ids)) // page * page
-        return bool(
-            0 < tokens == kv.cache_inserted_len == kv.cache_protected_len
-            and tokens <= len(req.origin_input_ids)
-            and req.lock is not None
-            and req.lock.node == req.last_node
-        )
 
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
         """``checkpoint_into_tree`` up to 0.5.21, for a request that goes on."""
@@ -382,7 +362,7 @@ class KVFlowRadixCache(UnifiedRadixCache):
         self.kvflow_weights.drop_histories(lesson.ended)
         tokens = lesson.conversation.tokens
         salt = getattr(req, "cache_salt", None)
-        path = self._path(tokens, req.extra_key, salt)
+        path = self._path_of(req, tokens, salt)
         fixed_path = self._cut(path, lesson.fixed_tokens)
         self.tree_core.ownership.mark_seen(path)
         self._assign(prefix_owner, fixed_path)
@@ -439,9 +419,11 @@ class KVFlowRadixCache(UnifiedRadixCache):
 
         Changes nothing: no recency, no splits.
         """
-        key = self._key(_tokens(tokens), extra_key, salt)
+        return self._walk(self.tree_core.root_node, self._key(_tokens(tokens), extra_key, salt))
+
+    def _walk(self, node: Any, key: Any) -> list[tuple[Any, int]]:
+        """The nodes below ``node`` that hold the key, and how many tokens of each it shares."""
         found: list[tuple[Any, int]] = []
-        node = self.tree_core.root_node
         while len(key):
             node = node.children.get(key.child_key(self.page_size))
             if node is None:
@@ -500,7 +482,23 @@ class KVFlowRadixCache(UnifiedRadixCache):
 
         Splits the last node where the path ends within it. Whole pages only.
         """
-        found = self.peek(tokens, extra_key, salt)
+        return self._whole_nodes(self.peek(tokens, extra_key, salt))
+
+    def _path_of(self, req: Any, tokens: array[int], salt: Any) -> list[Any]:
+        """``_path`` of a finished request: the nodes it has a lock on need no looking up."""
+        last_node = getattr(req, "last_node", None)
+        if last_node is None or not self.tree_core.short_walks:
+            return self._path(tokens, req.extra_key, salt)
+        nodes = [*self.path_to(last_node)][::-1]
+        held = sum(len(node.key) for node in nodes)
+        if len(tokens) - held >= self.page_size:
+            below = nodes[-1] if nodes else self.tree_core.root_node
+            found = self._walk(below, self._key(tokens[held:], req.extra_key, salt))
+            nodes += self._whole_nodes(found)
+        return nodes
+
+    def _whole_nodes(self, found: list[tuple[Any, int]]) -> list[Any]:
+        """The nodes found, the last of them split where less than all of it was."""
         nodes = [node for node, _ in found]
         if found and found[-1][1] < len(nodes[-1].key):
             nodes[-1] = self._split(*found[-1])
