@@ -14,8 +14,7 @@ from benchmarks.gpu.engines import engine_flags
 from benchmarks.gpu.floor import Rates, floors
 from benchmarks.gpu.grid import Play
 from benchmarks.gpu.shapes import SHAPES, write_config
-from benchmarks.gpu.units import ArmGroup, arm_tiers, scenario_calls, scenario_needs
-from kvflow.bench.arms import ARMS
+from benchmarks.gpu.units import ARM_OF, ArmGroup, arm_tiers, scenario_calls, scenario_needs
 from kvflow.bench.needs import ClientPriorities
 from kvflow.bench.progress import run_line
 from kvflow.bench.prompts import TokenPrompts
@@ -74,16 +73,16 @@ class Session:
                     prompts,
                     repeat,
                     lambda _row: None,
-                    priority=ClientPriorities(needs.agents).of if ARMS[name].priorities else None,
+                    priority=ClientPriorities(needs.agents).of if ARM_OF[name].priorities else None,
                     with_bound=repeat == 1 and needs.calls <= _MOST_BOUNDED_CALLS,
                 )
                 runs[name].append(run)
-                self._setup.say(run_line(ARMS[name], run))
+                self._setup.say(run_line(ARM_OF[name], run))
         result = BenchResult(
             scenario=scenario,
             arms=[
                 ArmResult(
-                    arm=ARMS[name],
+                    arm=ARM_OF[name],
                     cache=engine.setup.cache,
                     runs=runs[name],
                     flags=engine.flags,
@@ -142,7 +141,7 @@ def running_session(group: ArmGroup, setup: SessionSetup) -> Iterator[Session]:
         for name in group.arms:
             setup.say(f"  starting SGLang for {name}")
             arm = ArmSetup(
-                arm=ARMS[name],
+                arm=ARM_OF[name],
                 cache=tiers[name],
                 model=str(model),
                 device=setup.device,

@@ -7,7 +7,7 @@ tasks really took corrects them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -17,13 +17,14 @@ from benchmarks.gpu.floor import CallSizes, Rates, call_floor
 from benchmarks.gpu.grid import Bench, Play, Scale, benches
 from benchmarks.gpu.plan import Task, Unit
 from benchmarks.gpu.shapes import SHAPES
-from kvflow.bench.arms import ARMS, ArmCache, arm_cache
+from kvflow.bench.arms import ARMS, ArmCache, BenchArm, arm_cache
 from kvflow.bench.needs import WorkloadNeeds, workload_needs
 from kvflow.engine.device import ConcreteDevice
 from kvflow.simulator.presets import ModelShape
 from kvflow.workload import Scenario, build_workload
 
 __all__ = [
+    "ARM_OF",
     "ArmGroup",
     "Machine",
     "arm_tiers",
@@ -34,6 +35,8 @@ __all__ = [
     "scenario_needs",
     "task_id",
 ]
+
+ARM_OF: Final[Mapping[str, BenchArm]] = {str(name): arm for name, arm in ARMS.items()}
 
 NOMINAL: Final = {
     # NVIDIA H100 SXM: PCIe 5.0 x16, 80 % of which a copy reaches, dense BF16 at half of what the
@@ -104,7 +107,7 @@ def arm_tiers(bench: Bench) -> dict[str, ArmCache]:
     """The tiers of each arm: one engine of an arm runs all of the bench's scenarios."""
     needed = max(scenario_needs(play.scenario).cached_tokens for play in bench.plays)
     cache = bench.plays[0].scenario.cache
-    return {name: arm_cache(ARMS[name], cache, needed) for name in bench.arms}
+    return {name: arm_cache(ARM_OF[name], cache, needed) for name in bench.arms}
 
 
 def engine_bytes(shape: ModelShape, tiers: ArmCache, device: ConcreteDevice) -> tuple[int, int]:
