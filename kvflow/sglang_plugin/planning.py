@@ -253,7 +253,7 @@ class PrefetchPlanning:
         )
 
     def _candidates(self, now_s: float) -> tuple[list[Candidate[int]], dict[int, WorkflowKey]]:
-        weights = self._site.weights
+        site, weights = self._site, self._site.weights
         candidates: dict[int, Candidate[int]] = {}
         causes: dict[int, WorkflowKey] = {}
         copyable: dict[int, tuple[Stretch, ...]] = {}
@@ -263,7 +263,8 @@ class PrefetchPlanning:
                 owners = [
                     owner
                     for owner in weights.owners_of(agent, key)
-                    if self._copyable(owner, copyable)
+                    if (owner.nodes or site.path_tokens(owner.number))
+                    and self._copyable(owner, copyable)
                     and ((known := candidates.get(owner.number)) is None or known.steps >= steps)
                 ]
                 if not owners:
@@ -288,8 +289,6 @@ class PrefetchPlanning:
     def _copyable(self, owner: Owner[Any], known: dict[int, tuple[Stretch, ...]]) -> bool:
         """Whether a part of the owner's path could be copied; its stretches go into ``known``."""
         number = owner.number
-        if not owner.nodes and not self._site.path_tokens(number):
-            return False
         stretches = known.get(number)
         if stretches is None:
             stretches = tuple(self._stretches(owner))

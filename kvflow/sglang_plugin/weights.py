@@ -351,7 +351,10 @@ class WorkflowWeights:
         for agent_id, conversations in self._by_workflow.get(key, {}).items():
             steps = self._steps.workflow_steps(*key, agent_id)
             for conversation in conversations:
-                self._set_steps(self._history_owners[conversation][0], steps)
+                owner = self._history_owners[conversation][0]
+                if owner.steps == steps:
+                    break  # They all have the same.
+                self._set_steps(owner, steps)
 
     def _set_steps(self, owner: Owner[Any], steps: float) -> None:
         if owner.steps != steps:

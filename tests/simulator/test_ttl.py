@@ -41,7 +41,7 @@ def test_what_pays_is_kept_though_newer_prompts_would_take_its_place() -> None:
         calls.append(
             replace(
                 calls[0],
-                agent_id=f"once-{number}",
+                agent_id="once",
                 after=(len(calls) - 1,) if number else (),
                 pause_s=0.0,
                 prompt=(Piece(f"once-{number}", 90),),
