@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import httpx2
 
-from benchmarks.plugin.samples import ratios, summary
+from benchmarks.plugin.samples import in_turn, ratios, summary
 from kvflow.engine import EngineOptions, EngineProcess, free_port, prepare
 from kvflow.engine.options import RadixCache
 from tests.sglang_plugin.engine_plugins import install_plugin
@@ -281,7 +281,8 @@ def _measure_scenario(
     for turn in range(-warm_up, turns):
         prompts = scenario.prompts(rng, turn + warm_up)
         outputs = {}
-        for name, engine in engines.items():
+        for name in in_turn(engines, turn):
+            engine = engines[name]
             before = engine.totals()
             begun_s = time.perf_counter()
             answers = engine.burst(scenario, turn + warm_up, prompts)

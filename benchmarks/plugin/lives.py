@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from benchmarks.plugin.requests import PHASES, build_tree
-from benchmarks.plugin.samples import ratios, summary
+from benchmarks.plugin.samples import in_turn, ratios, summary
 from benchmarks.plugin.trees import quiet_collector
 from kvflow.sglang_plugin.control import ServiceUpdate, WorkflowUpdate
 from kvflow.simulator.presets import cost_model
@@ -78,7 +78,8 @@ def measure_lives(life: Life, requests: int) -> dict[str, Any]:
             )
             prompt = prefix + _fresh(rng, life.fresh_tokens)
             answer = _fresh(rng, life.output_tokens)
-            for name, tree in trees.items():
+            for name in in_turn(trees, number):
+                tree = trees[name]
                 metadata = None
                 if ARMS[name][1]:
                     metadata = _metadata(workflow, agent)

@@ -2,7 +2,7 @@
 
 What the scheduler asks of the cache for one request, in its order, so that the cost of a tree core
 can be stated per request (0.5.23: ``init_next_round_input`` and ``PrefillAdder.add_one_req``,
-``checkpoint_kv_cache`` after the prefill, ``release_kv_cache`` at the end).
+``checkpoint_kv_cache`` after the prefill if it goes on, ``release_kv_cache`` at the end).
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ class Tree:
         answer: Sequence[int],
         metadata: Mapping[str, Any] | None = None,
     ) -> dict[str, float]:
-        """A request from its admission to its end; seconds by ``PHASES``."""
+        """A request from its admission to its end; seconds by ``PHASES``.
+
+        One that ends with its first token enters the tree once, at its end.
+        """
         cache = self.cache
         params = SamplingParams(max_new_tokens=len(answer))
         params.custom_params = None if metadata is None else {"kvflow": metadata}
@@ -133,10 +136,10 @@ class Tree:
         self._take(req, row, len(prompt))
         req.extend_end = len(prompt)
         req.output_ids.append(answer[0])
-        prefilled_s = time.perf_counter()
-        checkpoint_kv_cache(req, cache)
-        decoding_s = time.perf_counter()
+        prefilled_s = decoding_s = time.perf_counter()
         if len(answer) > 1:
+            checkpoint_kv_cache(req, cache)
+            decoding_s = time.perf_counter()
             self._take(req, row, len(prompt) + len(answer) - 1)
             req.output_ids.extend(answer[1:])
         req.finished_reason = FINISH_LENGTH(length=len(answer))

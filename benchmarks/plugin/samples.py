@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-__all__ = ["RAW_SAMPLES", "ratios", "summary"]
+__all__ = ["RAW_SAMPLES", "in_turn", "ratios", "summary"]
 
 RAW_SAMPLES: Final = 24
+_T = TypeVar("_T")
+
+
+def in_turn(names: Iterable[_T], turn: int) -> Iterator[_T]:
+    """All of them, another one first in each turn: what comes later finds warmer caches."""
+    listed = list(names)
+    first = turn % len(listed)
+    yield from listed[first:]
+    yield from listed[:first]
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:

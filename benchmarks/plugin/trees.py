@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.plugin.requests import Tree, build_tree
-from benchmarks.plugin.samples import ratios, summary
+from benchmarks.plugin.samples import in_turn, ratios, summary
 from tests.sglang_plugin.caches import Core, finished_request
 
 __all__ = ["CORES", "OPERATIONS", "TreeShape", "measure_trees", "quiet_collector"]
@@ -70,8 +70,8 @@ def _measure_prefix(
         prefix = _prefix(agent, prefix_tokens)
         first = _FRESH_FROM + (number + prefix_tokens * samples) * FRESH_TOKENS
         fresh = list(range(first, first + FRESH_TOKENS))
-        for core, tree in trees.items():
-            for operation, seconds in _sample(core, tree, agent, prefix, fresh):
+        for core in in_turn(trees, number):
+            for operation, seconds in _sample(core, trees[core], agent, prefix, fresh):
                 times[operation].setdefault(core, []).append(seconds * 1e6)
     return [
         {

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.plugin import micro, tables
 from benchmarks.plugin.engine import ARMS, SCENARIOS, Scenario
 from benchmarks.plugin.requests import PHASES, build_tree, engine_context
-from benchmarks.plugin.samples import RAW_SAMPLES, ratios, summary
+from benchmarks.plugin.samples import RAW_SAMPLES, in_turn, ratios, summary
 
 MACHINE = {"cpu_model": "a CPU", "cpu_cores": 2, "python": "Python", "packages": {"sglang": "0"}}
 
@@ -41,7 +41,9 @@ def test_a_request_is_measured_in_all_its_phases(result: dict[str, Any]) -> None
     for row in result["requests"]:
         for arm in row["us"].values():
             assert arm.keys() == {*PHASES, "total"}
-            assert all(figures["median"] > 0 for figures in arm.values())
+            once = row["scenario"]["output_tokens"] == 1
+            for phase, figures in arm.items():
+                assert (figures["median"] == 0) == (once and phase == "prefilled")
 
 
 def test_what_is_computed_is_the_difference_over_the_gpus_time(result: dict[str, Any]) -> None:
@@ -97,6 +99,11 @@ def test_samples_are_thinned_and_their_figures_are_of_all() -> None:
     assert (figures["median"], figures["p99"], figures["count"]) == (499.5, 990.0, 1000)
     assert len(figures["raw"]) <= RAW_SAMPLES
     assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}
+
+
+def test_another_one_comes_first_in_each_turn() -> None:
+    turns = ["".join(in_turn("abc", turn)) for turn in range(4)]
+    assert turns == ["abc", "bca", "cab", "abc"]
 
 
 def test_bursts_share_prefixes_and_nothing_else() -> None:
