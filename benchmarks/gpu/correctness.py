@@ -64,6 +64,7 @@ class CorrectnessSetup:
     model: Path
     folder: Path
     prompts: int = 3
+    page_tokens: int = PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def run_engine(
         device=setup.device,
         port=free_port(),
         radix="kvflow",
-        page_size=PAGE_TOKENS,
+        page_size=setup.page_tokens,
         max_total_tokens=DEVICE_TOKENS,
         hicache_ratio=HOST_RATIO,
         extra_args=(

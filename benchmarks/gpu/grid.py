@@ -69,6 +69,7 @@ class Scale:
     plays: int | None
     arms: frozenset[str]
     most_repeats: int
+    page_tokens: int = PAGE_TOKENS
 
 
 REAL: Final = Scale(
@@ -84,7 +85,7 @@ REAL: Final = Scale(
 DRY: Final = Scale(
     "dry",
     ("tiny",),
-    lambda tokens: tokens // 32,
+    lambda tokens: tokens // 16,
     lambda tokens: max(4, tokens // 16),
     lambda count: max(2, count // 32),
     2,
@@ -254,7 +255,7 @@ def _cache(scale: Scale, device: int, host: int) -> dict[str, Any]:
     return {
         "device_tokens": scale.cached(device),
         "host_tokens": scale.cached(host),
-        "page_tokens": PAGE_TOKENS,
+        "page_tokens": scale.page_tokens,
     }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     budget_s = given.budget_s or (DRY_BUDGET_S if given.dry_run else BUDGET_S)
     folder = ResultFolder(given.output)
-    scale = DRY if given.dry_run else REAL
+    scale = REAL
+    if given.dry_run:
+        scale = replace(DRY, page_tokens=_dry_page_tokens(version("sglang")))
     rates = NOMINAL[device] if given.plan_only else _rates(folder, device, given.output)
     machine = Machine(device, *_memory(device, (given.gpu_gb, given.host_gb)), rates)
     units, groups = plan_units(given.pieces, scale, machine)
@@ -123,7 +127,10 @@ class Work:
             model = scratch / "random-weights"
             dtype = CORRECTNESS_DTYPE[self.device]
             _make_checkpoint(model, dtype)
-            setup = CorrectnessSetup(self.device, model, scratch, prompts=1 if self.dry_run else 3)
+            setup = CorrectnessSetup(self.device, model, scratch)
+            if self.dry_run:
+                pages = _dry_page_tokens(version("sglang"))
+                setup = replace(setup, prompts=1, page_tokens=pages)
             for task in step.tasks:
                 if not self.time_for(task.id, task.estimate_s):
                     continue
@@ -213,6 +220,12 @@ def _pieces(text: str) -> tuple[str, ...]:
     if unknown or not wanted:
         raise argparse.ArgumentTypeError(f"name pieces of {', '.join(PIECES)}, as in a,b")
     return tuple(name for name in PIECES if name in wanted)
+
+
+def _dry_page_tokens(sglang: str) -> int:
+    """SGLang before 0.5.23 has no pages on the CPU; see ``kvflow.engine.command``."""
+    release = tuple(int(part) for part in re.findall(r"\d+", sglang)[:3])
+    return DRY.page_tokens if release >= (0, 5, 23) else 1
 
 
 def _rates(folder: ResultFolder, device: ConcreteDevice, output: Path) -> Rates:

@@ -109,3 +109,8 @@ def test_what_there_is_no_time_for_any_more_is_left_out(tmp_path: Path) -> None:
     (left,) = work.skipped
     assert left.id == "b/x"
     assert "needs about 10 s" in left.reason
+
+
+@pytest.mark.parametrize(("sglang", "page"), [("0.5.17", 1), ("0.5.23", 16), ("0.6.0+x", 16)])
+def test_pages_in_a_dry_run(sglang: str, page: int) -> None:
+    assert suite._dry_page_tokens(sglang) == page
