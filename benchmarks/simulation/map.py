@@ -26,8 +26,8 @@ MODEL: Final = "qwen2.5-32b"
 MEM_FRACTION: Final = 0.88
 FIGURE: Final = Path(__file__).parents[2] / "docs" / "figures" / "map.svg"
 
-LENGTHS: Final = (512, 1024, 2048, 4096, 8192, 16_384)
-AGENTS: Final = (2, 4, 8, 16, 32, 64)
+LENGTHS: Final[tuple[int, ...]] = (512, 1024, 2048, 4096, 8192, 16_384)
+AGENTS: Final[tuple[int, ...]] = (2, 4, 8, 16, 32, 64)
 BANDWIDTHS: Final[Mapping[str, float]] = {
     "3 GB/s": 3e9,
     "6 GB/s": 6e9,

@@ -149,21 +149,19 @@ class Published:
         )
 
 
-_ONE: Final = {"fixed": 8192, "dynamic": 32, "output": 32}
-_OTHER: Final = {"fixed": 4096, "dynamic": 32, "output": 32}
 _V1: Final = "v1"
 _CR: Final = "camera-ready"
 _BEST: Final = "both, the best of several"
 
 PUBLISHED: Final = (
-    Published("8192/32/32", 1.83, "hicache-lru", "kvflow", _V1, "a10g", **_ONE),
-    Published("8192/32/32", 2.91, "lru", "kvflow", _V1, "a10g", **_ONE),
+    Published("8192/32/32", 1.83, "hicache-lru", "kvflow", _V1, "a10g", "single", 8192, 32, 32),
+    Published("8192/32/32", 2.91, "lru", "kvflow", _V1, "a10g", "single", 8192, 32, 32),
     Published("mean, fixed 8192", 1.48, "hicache-lru", "kvflow", _V1, "a10g", fixed=8192),
     Published("mean, fixed 4096", 1.28, "hicache-lru", "kvflow", _V1, "a10g", fixed=4096),
     Published("mean, fixed 8192", 1.30, "hicache-lru", "kvflow", _CR, "h100", fixed=8192),
     Published("mean, fixed 4096", 1.22, "hicache-lru", "kvflow", _CR, "h100", fixed=4096),
-    Published("4096/32/32", 1.24, "hicache-lru", "kvflow", _CR, "h100", **_OTHER),
-    Published("4096/32/32", 1.42, "lru", "kvflow", _CR, "h100", **_OTHER),
+    Published("4096/32/32", 1.24, "hicache-lru", "kvflow", _CR, "h100", "single", 4096, 32, 32),
+    Published("4096/32/32", 1.42, "lru", "kvflow", _CR, "h100", "single", 4096, 32, 32),
     Published("ablation: eviction alone", 1.11, "hicache-lru", "kvflow-eviction", _CR, "h100"),
     Published("ablation: with prefetch", 1.29, "hicache-lru", "kvflow", _CR, "h100"),
     Published("10 workflows, 512", 1.25, "lru", "kvflow", _BEST, "h100", "many", 512),

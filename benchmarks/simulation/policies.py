@@ -61,10 +61,9 @@ class Goal:
 GOALS: Final = (
     Goal("right hints: share of the bound", ("right",), "share_of_bound", 0.97),
     Goal("one in five wrong: share of the bound", ("wrong-0.2",), "share_of_bound", 0.90),
-    Goal("right hints: over knowing all calls", ("right",), "over_clairvoyant", 0.97, False),
+    Goal("right hints: over all calls known", ("right",), "over_clairvoyant", 0.97, False),
     Goal(
-        *("one in five wrong: over knowing all calls", ("wrong-0.2",)),
-        *("over_clairvoyant", 0.90, False),
+        "one in five wrong: over all calls known", ("wrong-0.2",), "over_clairvoyant", 0.90, False
     ),
     Goal("adversarial hints: throughput over LRU", ADVERSARIAL, "throughput_over_lru", 0.98),
 )
