@@ -49,7 +49,7 @@ def one_by_one(workflow: WorkloadWorkflow) -> WorkloadWorkflow:
 
 
 @given(workflows(), st.integers(0, 150), st.sampled_from([1, 4, 16]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_for_calls_one_after_the_other(drawn: WorkloadWorkflow, spare: int, page: int) -> None:
     workflow = one_by_one(drawn)
     capacity = (LARGEST_CALL + 4 * page + spare) // page * page

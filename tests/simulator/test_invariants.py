@@ -127,7 +127,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(workloads(), tiers(), st.sampled_from(POLICIES), ENGINES)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_the_books_are_right(
     given_workload: Workload, cache: CacheSizes, policy: PolicyName, engine: EngineModel
 ) -> None:
