@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -85,7 +85,7 @@ class Session:
                     arm=ARM_OF[name],
                     cache=engine.setup.cache,
                     runs=runs[name],
-                    flags=engine.flags,
+                    flags=self.without_folder(engine.flags),
                     engine_start_s=engine.engine_start_s,
                     actual_device_tokens=engine.device_tokens(),
                 )
@@ -111,6 +111,10 @@ class Session:
                 SHAPES[bench.model], scenario_calls(scenario), self._setup.rates
             ),
         }
+
+    def without_folder(self, flags: Sequence[str]) -> list[str]:
+        """Flags with the model's name in place of where it is on this machine."""
+        return [self._group.bench.model if flag == str(self._model) else flag for flag in flags]
 
 
 @contextmanager
