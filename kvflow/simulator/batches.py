@@ -71,8 +71,9 @@ class BatchFormer:
         page = cache.page_tokens
         batch = Batch()
         budget = min(engine.chunked_prefill_tokens, engine.max_prefill_tokens)
-        # Promised to running and admitted requests, and not allocated yet.
-        promised = coming_tokens
+        # Promised to running and admitted requests, and not allocated yet. A page more for each
+        # that runs: SGLang leaves that out, and takes a request back where it does not work out.
+        promised = coming_tokens + running * page
         places = engine.max_running_requests - running
         if chunked is not None:
             left = chunked.prompt_tokens - chunked.computed_tokens
