@@ -20,8 +20,8 @@ class Deviations:
 
     Of all transitions, ``wrong`` are such ones on average. Where one entails another (a join that
     lacks the mark of a worker that another agent ran for), that counts, and one less is made later.
-    Agents that an earlier wrong turn leaves expected are no wrong turn: what is wrong is what KVFlow
-    did not predict. Where every agent is expected there is nowhere to go astray.
+    Agents that an earlier wrong turn leaves expected are no wrong turn: what is wrong is what
+    KVFlow did not predict. Where every agent is expected there is nowhere to go astray.
 
     Args:
         wrong: share of the transitions.
