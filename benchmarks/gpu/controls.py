@@ -6,6 +6,7 @@ folder on ``PYTHONPATH`` that holds one module and its metadata.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -50,8 +51,13 @@ def register():
 PLUGINS: Final = MappingProxyType({"kvflow_late_copies": _LATE, "kvflow_naive_prefetch": _NAIVE})
 
 
-def install_plugins(folder: Path, names: Iterable[str]) -> Mapping[str, str]:
-    """Lay plugins out under ``folder``; the variables that make an engine load them."""
+def install_plugins(
+    folder: Path, names: Iterable[str], environ: Mapping[str, str] = os.environ
+) -> Mapping[str, str]:
+    """Lay plugins out under ``folder``; the variables that make an engine load them.
+
+    What is on the search path of ``environ`` stays there: SGLang itself may be.
+    """
     names = list(names)
     for name in names:
         info = folder / f"{name}-0.dist-info"
@@ -61,4 +67,5 @@ def install_plugins(folder: Path, names: Iterable[str]) -> Mapping[str, str]:
         (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {name}:register\n")
     if not names:
         return {}
-    return {"PYTHONPATH": str(folder), "SGLANG_PLUGINS": ",".join(names)}
+    search_path = [str(folder), *filter(None, [environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(search_path), "SGLANG_PLUGINS": ",".join(names)}

@@ -55,7 +55,7 @@ def test_nothing_observed_holds_nothing() -> None:
 
 
 def test_an_engine_finds_the_plugins(tmp_path: Path) -> None:
-    env = install_plugins(tmp_path, PLUGINS)
+    env = install_plugins(tmp_path, PLUGINS, {})
     assert env["SGLANG_PLUGINS"].split(",") == list(PLUGINS)
     found = [
         entry
@@ -70,6 +70,11 @@ def test_an_engine_finds_the_plugins(tmp_path: Path) -> None:
             if isinstance(node, ast.FunctionDef)
         ]
         assert names == ["register"]
+
+
+def test_an_engine_still_finds_what_it_found_before(tmp_path: Path) -> None:
+    env = install_plugins(tmp_path, ["kvflow_naive_prefetch"], {"PYTHONPATH": "/packed:/checkout"})
+    assert env["PYTHONPATH"].split(":") == [str(tmp_path), "/packed", "/checkout"]
 
 
 def test_without_plugins_nothing_is_set(tmp_path: Path) -> None:
