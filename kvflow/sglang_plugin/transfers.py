@@ -259,7 +259,8 @@ class TransfersAhead:
 
         That happens where its prompt was computed while the same prefix was being loaded: SGLang
         keeps the tree's rows and frees the request's own. Decoding has no layer-wise wait, so the
-        stream that computes waits for the whole copy.
+        stream that computes waits for the whole copy. Without overlap scheduling that is the
+        current one, whatever stream SGLang names.
         """
         if not self.loads or self.load_of(nodes) is None:
             return
@@ -270,6 +271,7 @@ class TransfersAhead:
                 ack.finish_event.synchronize()
             else:
                 ack.finish_event.wait(fence)
+                ack.finish_event.wait()
 
     def is_loading(self, node: Any) -> bool:
         return any(node in load.nodes for load in self.loads)
