@@ -59,7 +59,10 @@ class Plan:
     """
 
     loads: tuple[int, ...] = (256, 640)
-    decodes: tuple[tuple[int, int], ...] = ((1, 64), (1, 896), (2, 128), (2, 384), (4, 448))
+    decodes: tuple[tuple[int, int], ...] = (
+        *((1, 64), (1, 384), (1, 896)),
+        *((2, 128), (2, 384), (4, 128), (4, 448)),
+    )
     decode_steps: int = 10
     after: tuple[tuple[int, int], ...] = ((48, 896), (128, 768), (64, 448), (128, 256))
 

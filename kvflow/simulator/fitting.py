@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kvflow.prefetch import Link
 from kvflow.simulator.costs import CostModel
 
 __all__ = ["CopySample", "DecodeSample", "PrefillSample", "Samples", "fit", "mean_of"]
+
+_Array = npt.NDArray[np.float64]
+
+_OUTLIER: Final = 0.1
+_ROUNDS: Final = 50
+_LEAST_S: Final = 1e-9
 
 UNKNOWN_LINK: Final = Link(1e9)
 """For a copy that was not timed: as good as no time."""
@@ -55,7 +62,7 @@ class Samples:
 
 
 def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
-    """Least squares of relative errors, no coefficient below 0.
+    """Small relative errors, no coefficient below 0, and little heed of outliers.
 
     The prefills should be long enough that computing them takes longer than reading the weights,
     of several lengths, and some after a cached prefix. What a request takes besides its steps (the
@@ -70,7 +77,7 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         raise ValueError("at least four different prefills are needed")
     if len({(s.sequences, s.context_tokens) for s in decodes}) < 3:
         raise ValueError("at least three different decodes are needed")
-    overhead_s, per_token_s, per_pair_s, per_cached_pair_s = _least_squares(
+    overhead_s, per_token_s, per_pair_s, per_cached_pair_s = _coefficients(
         [
             [
                 1.0,
@@ -82,7 +89,7 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         ],
         [s.seconds for s in prefills],
     )
-    step_s, per_sequence_s, per_context_s = _least_squares(
+    step_s, per_sequence_s, per_context_s = _coefficients(
         [[1.0, s.sequences, s.context_tokens] for s in decodes], [s.seconds for s in decodes]
     )
     overhead_s = min(overhead_s, step_s)
@@ -135,30 +142,42 @@ def _link(samples: Sequence[CopySample]) -> Link:
         return UNKNOWN_LINK
     sizes = {s.tokens for s in known}
     rows = [[1.0 if len(sizes) > 1 else 0.0, float(s.tokens)] for s in known]
-    latency_s, s_per_token = _least_squares(rows, [s.seconds for s in known])
+    latency_s, s_per_token = _coefficients(rows, [s.seconds for s in known])
     return Link(1 / s_per_token, latency_s) if s_per_token > 0 else Link(1e9, latency_s)
 
 
-def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Coefficients of the columns, none below 0, that keep the relative errors small.
+def _coefficients(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Of the columns, none below 0, such that relative errors are small.
 
-    A coefficient that comes out below 0 is left out and the others are fitted again, the most
-    negative first. With so few columns that is as good as an exact solution.
+    Huber's estimate by reweighted least squares: errors are relative to what is predicted, and one
+    beyond ``_OUTLIER`` counts as much as one of that size. So a process that was held for a moment,
+    or an answer whose tokens came all at once, does not move the others.
     """
-    weights = 1 / np.asarray(seconds, dtype=np.float64)
-    matrix = np.asarray(rows, dtype=np.float64) * weights[:, None]
+    matrix = np.asarray(rows, dtype=np.float64)
+    measured = np.asarray(seconds, dtype=np.float64)
+    weights = np.full(len(measured), 1 / float(np.median(measured)))
+    found = _least_squares(matrix, measured, weights)
+    for _ in range(_ROUNDS):
+        predicted = np.maximum(matrix @ found, _LEAST_S)
+        errors = np.abs(measured / predicted - 1)
+        weights = np.sqrt(np.minimum(1.0, _OUTLIER / np.maximum(errors, 1e-12))) / predicted
+        found = _least_squares(matrix, measured, weights)
+    return [float(value) for value in found]
+
+
+def _least_squares(matrix: _Array, measured: _Array, weights: _Array) -> _Array:
+    """A coefficient that comes out below 0 is left out and the others are fitted again, the most
+    negative first. With so few columns that is as good as an exact solution."""
+    weighted = matrix * weights[:, None]
     # Columns differ by orders of magnitude (a token pair against a step).
-    scale = np.abs(matrix).max(axis=0)
+    scale = np.abs(weighted).max(axis=0)
     scale[scale == 0] = 1.0
+    coefficients = np.zeros(matrix.shape[1])
     kept = list(range(matrix.shape[1]))
-    while True:
-        found, *_ = np.linalg.lstsq(
-            (matrix / scale)[:, kept], np.ones(len(seconds), dtype=np.float64), rcond=None
-        )
-        if not kept or found.min() >= 0:
+    while kept:
+        found, *_ = np.linalg.lstsq((weighted / scale)[:, kept], measured * weights, rcond=None)
+        if found.min() >= 0:
+            coefficients[kept] = found / scale[kept]
             break
         del kept[int(found.argmin())]
-    coefficients = [0.0] * matrix.shape[1]
-    for column, value in zip(kept, found, strict=True):
-        coefficients[column] = float(value / scale[column])
     return coefficients

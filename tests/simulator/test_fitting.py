@@ -74,6 +74,17 @@ def test_noise_moves_predictions_by_less_than_itself() -> None:
     assert found.decode_s(3, 2000) == pytest.approx(TRUTH.decode_s(3, 2000), rel=0.05)
 
 
+def test_a_process_that_was_held_and_tokens_that_came_at_once_move_little() -> None:
+    made = samples(TRUTH, noise=0.02)
+    prefills, decodes = list(made.prefills), list(made.decodes)
+    prefills[3] = replace(prefills[3], seconds=4 * prefills[3].seconds)
+    decodes[0] = replace(decodes[0], seconds=0.0004)
+    found = fit("x", 1, replace(made, prefills=prefills, decodes=decodes))
+    for parts in ([(700, 0)], [(48, 592)]):
+        assert found.prefill_s(parts) == pytest.approx(TRUTH.prefill_s(parts), rel=0.05)
+    assert found.decode_s(1, 640) == pytest.approx(TRUTH.decode_s(1, 640), rel=0.05)
+
+
 def test_no_coefficient_is_below_zero() -> None:
     # Longer contexts took less time, and so did more sequences: noise.
     decodes = [DecodeSample(1, 100, 0.2), DecodeSample(2, 400, 0.19), DecodeSample(4, 800, 0.18)]
