@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo doctor check format test clean
+.PHONY: help install install-dev demo bench doctor check test tables format clean
 MAKEFLAGS += --no-print-directory
 
 # PYTHON: the interpreter to build .venv with.  DEVICE: cpu or cuda; by default what .venv was
@@ -48,6 +48,9 @@ install-dev: ## The same with the test tools
 demo: install ## Compare KVFlow with stock SGLang on this machine
 	@$(BIN)/kvflow demo $(ARGS)
 
+bench: install ## Compare all kinds of cache on this machine (ARGS="ring --html ring.html")
+	@$(BIN)/kvflow bench $(if $(ARGS),$(ARGS),--list)
+
 doctor: install ## Check this machine
 	@$(BIN)/kvflow doctor $(ARGS)
 
@@ -59,6 +62,9 @@ check: install-dev ## Formatting, lint, types, layers
 
 test: check ## Check, then run all tests, those with real engines too
 	@$(BIN)/pytest -o cache_dir=$(TOOL_CACHE)/pytest --basetemp=$(TOOL_CACHE)/tmp $(ARGS)
+
+tables: install-dev ## Make the tables in the docs anew from benchmarks/results/
+	@$(BIN)/python -m benchmarks.tables
 
 format: install-dev ## Put formatting and what lint can mend right
 	@$(BIN)/ruff check --fix .
