@@ -43,6 +43,7 @@ class _Costs(BaseModel):
     load: _Link
     write: _Link
     fetch: _Link
+    prefill_overhead_s: _Seconds = 0.0
     prefill_s_per_cached_pair: _Seconds = 0.0
 
 

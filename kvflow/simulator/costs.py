@@ -30,6 +30,8 @@ class CostModel:
         load: host to device.
         write: device to host.
         fetch: storage to host.
+        prefill_overhead_s: of a prefill step, in addition. 0 in the presets; in a model that was
+            fitted to an engine, a request's way there and back is in it.
         prefill_s_per_cached_pair: for each pair among the tokens that have their KV already. 0 but
             for engines whose attention computes those again, as SGLang's ``torch_native`` does.
     """
@@ -45,6 +47,7 @@ class CostModel:
     load: Link
     write: Link
     fetch: Link
+    prefill_overhead_s: float = 0.0
     prefill_s_per_cached_pair: float = 0.0
 
     def prefill_s(self, parts: Iterable[tuple[int, int]]) -> float:
@@ -66,6 +69,7 @@ class CostModel:
             return 0.0
         return (
             self.step_overhead_s
+            + self.prefill_overhead_s
             + max(self.decode_step_s, self.prefill_s_per_token * tokens)
             + self.prefill_s_per_token_pair * pairs
             + self.prefill_s_per_cached_pair * cached_pairs

@@ -66,8 +66,9 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
 
     The prefills should be long enough that computing them takes longer than reading the weights,
     of several lengths, and some after a cached prefix. What a request takes besides its steps (the
-    way to the engine and back) is in the prefills' times, and so in ``step_overhead_s``; the
-    decode steps' own fixed time is ``step_overhead_s + decode_step_s``.
+    way to the engine and back) is in the prefills' times. What is fixed in both a prefill and a
+    decode step becomes ``step_overhead_s``, what either has more of ``prefill_overhead_s`` or
+    ``decode_step_s``.
 
     Raises:
         ValueError: too few samples of a kind to tell its coefficients.
@@ -77,7 +78,7 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         raise ValueError("at least four different prefills are needed")
     if len({(s.sequences, s.context_tokens) for s in decodes}) < 3:
         raise ValueError("at least three different decodes are needed")
-    overhead_s, per_token_s, per_pair_s, per_cached_pair_s = _coefficients(
+    prefill_fixed_s, per_token_s, per_pair_s, per_cached_pair_s = _coefficients(
         [
             [
                 1.0,
@@ -89,22 +90,23 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         ],
         [s.seconds for s in prefills],
     )
-    step_s, per_sequence_s, per_context_s = _coefficients(
+    decode_fixed_s, per_sequence_s, per_context_s = _coefficients(
         [[1.0, s.sequences, s.context_tokens] for s in decodes], [s.seconds for s in decodes]
     )
-    overhead_s = min(overhead_s, step_s)
+    overhead_s = min(prefill_fixed_s, decode_fixed_s)
     return CostModel(
         name=name,
         kv_bytes_per_token=kv_bytes_per_token,
         step_overhead_s=overhead_s,
         prefill_s_per_token=per_token_s,
         prefill_s_per_token_pair=per_pair_s,
-        decode_step_s=step_s - overhead_s,
+        decode_step_s=decode_fixed_s - overhead_s,
         decode_s_per_sequence=per_sequence_s,
         decode_s_per_context_token=per_context_s,
         load=_link(samples.loads),
         write=_link(samples.writes),
         fetch=_link(samples.fetches),
+        prefill_overhead_s=prefill_fixed_s - overhead_s,
         prefill_s_per_cached_pair=per_cached_pair_s,
     )
 
@@ -127,6 +129,7 @@ def mean_of(first: CostModel, second: CostModel) -> CostModel:
         load=_mean_link(first.load, second.load),
         write=_mean_link(first.write, second.write),
         fetch=_mean_link(first.fetch, second.fetch),
+        prefill_overhead_s=middle("prefill_overhead_s"),
         prefill_s_per_cached_pair=middle("prefill_s_per_cached_pair"),
     )
 

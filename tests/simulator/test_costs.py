@@ -58,6 +58,14 @@ def test_attention_that_computes_the_cached_part_again() -> None:
     )
 
 
+def test_what_is_fixed_of_a_prefill_is_paid_once_a_step() -> None:
+    costs = replace(COSTS, prefill_overhead_s=7.0)
+    for parts in ([(300, 0)], [(200, 0), (100, 0)]):
+        assert costs.prefill_s(parts) == pytest.approx(COSTS.prefill_s(parts) + 7.0)
+    assert costs.prefill_s([]) == 0
+    assert costs.decode_s(1, 10) == COSTS.decode_s(1, 10)
+
+
 def test_chunks_of_a_prompt_make_the_same_pairs_as_the_whole() -> None:
     overhead = COSTS.step_overhead_s
     whole = COSTS.prefill_s([(600, 0)]) - overhead

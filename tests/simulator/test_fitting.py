@@ -85,6 +85,15 @@ def test_a_process_that_was_held_and_tokens_that_came_at_once_move_little() -> N
     assert found.decode_s(1, 640) == pytest.approx(TRUTH.decode_s(1, 640), rel=0.05)
 
 
+def test_a_prefill_may_have_more_that_is_fixed_than_a_decode_step() -> None:
+    # Then the weights' part cannot be told from the overhead.
+    truth = replace(TRUTH, step_overhead_s=0.02, decode_step_s=0.0, prefill_overhead_s=0.1)
+    found = fit("x", 1, samples(truth))
+    assert found.step_overhead_s == pytest.approx(0.02, rel=1e-6)
+    assert found.prefill_overhead_s == pytest.approx(0.1, rel=1e-6)
+    assert found.decode_step_s == pytest.approx(0, abs=1e-9)
+
+
 def test_no_coefficient_is_below_zero() -> None:
     # Longer contexts took less time, and so did more sequences: noise.
     decodes = [DecodeSample(1, 100, 0.2), DecodeSample(2, 400, 0.19), DecodeSample(4, 800, 0.18)]
