@@ -35,6 +35,7 @@ OLDEST_GLIBC = (2, 34)
 SPACE_BYTES = {"cpu": 4 * 1024**3, "cuda": 16 * 1024**3}
 HEARTBEAT_S = 20
 OVERLAYS = ("openai3", "sglang-0.5.17")
+OTHER_VERSIONS = tuple(f"sglang-0.5.{patch}" for patch in range(18, 23))
 
 # Name of its stamp, what the user is told, key of what it installs, and how.
 Phase = tuple[str, str, str, Callable[[], None]]
@@ -48,12 +49,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build .venv for KVFlow.")
     parser.add_argument("--device", choices=("", "cpu", "cuda"), default="")
     parser.add_argument("--dev", action="store_true", help="also what the tests need")
+    parser.add_argument(
+        "--all-versions", action="store_true", help="with --dev: every SGLang that is supported"
+    )
     arguments = parser.parse_args()
     try:
         check_machine()
         with Path(__file__).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            install(arguments.device, arguments.dev)
+            install(arguments.device, arguments.dev, arguments.all_versions)
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
@@ -84,7 +88,7 @@ def check_machine() -> None:
         )
 
 
-def install(wanted_device: str, dev: bool) -> None:
+def install(wanted_device: str, dev: bool, all_versions: bool) -> None:
     stamps = read_stamps()
     device = wanted_device or stamps.get("device") or "cpu"
     if not works() or stamps.get("device", device) != device:
@@ -96,7 +100,8 @@ def install(wanted_device: str, dev: bool) -> None:
     phases = cpu_phases() if device == "cpu" else cuda_phases()
     if dev:
         phases.append(("dev", "the test tools", file_key("dev.txt"), dev_installer(device)))
-        phases += [overlay_phase(name) for name in OVERLAYS]
+        names = OVERLAYS + OTHER_VERSIONS if all_versions else OVERLAYS
+        phases += [overlay_phase(name) for name in names]
     for name, what, key, installer in phases:
         if stamps.get(name) == key:
             continue
