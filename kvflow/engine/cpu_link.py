@@ -381,7 +381,7 @@ def install(settings: LinkSettings) -> bool:
     """Give every transfer engine that is made from now on a link for its loads. Idempotent.
 
     Returns:
-        Whether this SGLang has such an engine (0.5.23 does, 0.5.17 doesn't). Without it nothing
+        Whether this SGLang has such an engine (0.5.18 and later do). Without it nothing
         is changed and copies stay synchronous.
     """
     try:
