@@ -19,7 +19,7 @@ import httpx2
 from kvflow.engine import EngineOptions, EngineProcess, free_port, prepare
 from kvflow.engine.options import RadixCache
 
-MAX_RUNNING = 3
+MAX_RUNNING = 2
 
 _VOCABULARY = (
     *("river", "mountain", "market", "letter", "garden", "winter", "engine", "doctor", "bridge"),

@@ -1,7 +1,4 @@
-"""The plugin in a real SGLang with a real model.
-
-The last tests use engines that those of ``test_prefetch_engine.py`` begin with.
-"""
+"""The plugin in a real SGLang with a real model."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 CAPACITY_TOKENS = 1280
 NO_SERVICE = {"KVFLOW_SERVICE_URL": "off"}
 CHECK_RANKS = {"SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
-WRITE_THROUGH: dict[str, Any] = {"hicache_ratio": 4.0}
+WRITE_THROUGH: dict[str, Any] = {"hicache_ratio": 3.0}
 
 
 def kvflow_engine(engines: Engines, **options: Any) -> RunningEngine:
@@ -29,69 +26,6 @@ def kvflow_engine(engines: Engines, **options: Any) -> RunningEngine:
     return engines.start(
         radix="kvflow", max_total_tokens=CAPACITY_TOKENS, page_size=PAGE_SIZE, env=env, **options
     )
-
-
-class TestTensorParallel:
-    """SGLang's own checker compares what each rank evicts, step by step, and ends the engine on
-    a difference."""
-
-    def test_ranks_agree(self, engines: Engines) -> None:
-        engine = kvflow_engine(engines, tp=3, env=CHECK_RANKS)
-        ring = Ring(agents=4, max_tokens=4)
-        answers = [ring.round(engine, n) for n in range(3)]
-        best = sum(ring.best_hit_tokens(CAPACITY_TOKENS)[ring.agents :])
-        asked = sum(a.prompt_tokens for a in answers[1] + answers[2])
-        assert hit_rate(answers[1] + answers[2]) > best / asked - 0.03
-        assert engine.process.is_running()
-        engines.stop(engine)
-
-    def test_rank_that_does_not_hear_is_noticed(self, engines: Engines, tmp_path: Path) -> None:
-        """Negative control: without the broadcast the ranks' decisions differ."""
-        env = install_plugin(tmp_path, "kvflow_test_deaf_ranks", DEAF_RANKS)
-        engine = kvflow_engine(engines, tp=3, env={**CHECK_RANKS, **env})
-        ring = Ring(agents=4, max_tokens=4)
-        try:
-            with pytest.raises(httpx2.HTTPError):
-                [ring.round(engine, number) for number in range(3)]
-            assert "onsensus" in engine.log()
-        finally:
-            engines.stop(engine)
-
-
-class TestHostTier:
-    def test_small_host_pool_keeps_what_is_needed_soonest(self, engines: Engines) -> None:
-        """Device and host together hold part of the ring; LRU on both tiers keeps nothing."""
-        # Eight agents of some 350 tokens: the device holds three of them, the host pool five.
-        rates = {}
-        for radix in ("stock", "kvflow"):
-            engine = engines.start(
-                radix=radix,
-                max_total_tokens=CAPACITY_TOKENS,
-                page_size=PAGE_SIZE,
-                hicache_ratio=1.5,
-                env=NO_SERVICE,
-            )
-            ring = Ring(agents=8, max_tokens=4)
-            answers = [ring.round(engine, n) for n in range(3)]
-            rates[radix] = hit_rate(answers[1] + answers[2])
-        assert rates["kvflow"] > rates["stock"] + 0.25
-
-    def test_broken_copy_is_noticed(self, engines: Engines, tmp_path: Path) -> None:
-        """Negative control: the comparison above fails where the copies do nothing."""
-        env = install_plugin(tmp_path, "kvflow_test_broken_copy", BROKEN_COPY)
-        engine = kvflow_engine(engines, env=env, **WRITE_THROUGH)
-        try:
-            cold, restored = _cold_and_restored(engine)
-        finally:
-            engines.stop(engine)
-        assert restored["meta_info"]["cached_tokens_details"]["host"] > 200
-        assert _logprobs(restored) != pytest.approx(_logprobs(cold), abs=2e-4)
-
-    def test_restored_from_host_equals_cold(self, engines: Engines) -> None:
-        cold, restored = _cold_and_restored(kvflow_engine(engines, **WRITE_THROUGH))
-        assert restored["meta_info"]["cached_tokens_details"]["host"] > 200
-        assert restored["text"] == cold["text"]
-        assert _logprobs(restored) == pytest.approx(_logprobs(cold), abs=2e-4)
 
 
 class TestDeviceTier:
@@ -183,6 +117,69 @@ class TestDeviceTier:
         hinted = engine.chat(question, custom_params=custom_params)
         assert hinted.text == plain.text
         assert "Traceback" not in engine.log().partition("fired up")[2]
+
+
+class TestHostTier:
+    def test_restored_from_host_equals_cold(self, engines: Engines) -> None:
+        cold, restored = _cold_and_restored(kvflow_engine(engines, **WRITE_THROUGH))
+        assert restored["meta_info"]["cached_tokens_details"]["host"] > 200
+        assert restored["text"] == cold["text"]
+        assert _logprobs(restored) == pytest.approx(_logprobs(cold), abs=2e-4)
+
+    def test_broken_copy_is_noticed(self, engines: Engines, tmp_path: Path) -> None:
+        """Negative control: the comparison above fails where the copies do nothing."""
+        env = install_plugin(tmp_path, "kvflow_test_broken_copy", BROKEN_COPY)
+        engine = kvflow_engine(engines, env=env, **WRITE_THROUGH)
+        try:
+            cold, restored = _cold_and_restored(engine)
+        finally:
+            engines.stop(engine)
+        assert restored["meta_info"]["cached_tokens_details"]["host"] > 200
+        assert _logprobs(restored) != pytest.approx(_logprobs(cold), abs=2e-4)
+
+    def test_small_host_pool_keeps_what_is_needed_soonest(self, engines: Engines) -> None:
+        """Device and host together hold part of the ring; LRU on both tiers keeps nothing."""
+        # Eight agents of some 350 tokens: the device holds three of them, the host pool five.
+        rates = {}
+        for radix in ("stock", "kvflow"):
+            engine = engines.start(
+                radix=radix,
+                max_total_tokens=CAPACITY_TOKENS,
+                page_size=PAGE_SIZE,
+                hicache_ratio=1.5,
+                env=NO_SERVICE,
+            )
+            ring = Ring(agents=8, max_tokens=4)
+            answers = [ring.round(engine, n) for n in range(3)]
+            rates[radix] = hit_rate(answers[1] + answers[2])
+        assert rates["kvflow"] > rates["stock"] + 0.25
+
+
+class TestTensorParallel:
+    """SGLang's own checker compares what each rank evicts, step by step, and ends the engine on
+    a difference."""
+
+    def test_ranks_agree(self, engines: Engines) -> None:
+        engine = kvflow_engine(engines, tp=3, env=CHECK_RANKS)
+        ring = Ring(agents=4, max_tokens=4)
+        answers = [ring.round(engine, n) for n in range(3)]
+        best = sum(ring.best_hit_tokens(CAPACITY_TOKENS)[ring.agents :])
+        asked = sum(a.prompt_tokens for a in answers[1] + answers[2])
+        assert hit_rate(answers[1] + answers[2]) > best / asked - 0.03
+        assert engine.process.is_running()
+        engines.stop(engine)
+
+    def test_rank_that_does_not_hear_is_noticed(self, engines: Engines, tmp_path: Path) -> None:
+        """Negative control: without the broadcast the ranks' decisions differ."""
+        env = install_plugin(tmp_path, "kvflow_test_deaf_ranks", DEAF_RANKS)
+        engine = kvflow_engine(engines, tp=3, env={**CHECK_RANKS, **env})
+        ring = Ring(agents=4, max_tokens=4)
+        try:
+            with pytest.raises(httpx2.HTTPError):
+                [ring.round(engine, number) for number in range(3)]
+            assert "onsensus" in engine.log()
+        finally:
+            engines.stop(engine)
 
 
 def _ask(

@@ -1,12 +1,10 @@
-"""What governs prefetching, in a real SGLang: choices, storage tier, admission."""
+"""What governs prefetching, in a real SGLang: storage tier, wrong hints, choices, admission."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,66 @@ def texts(answers: list[Answer]) -> list[str]:
     return [answer.text for answer in answers]
 
 
+class TestStorageTier:
+    def test_what_only_the_storage_has_is_on_the_device_when_called(
+        self, engines: Engines, tmp_path: Path
+    ) -> None:
+        engine = kvflow_engine(
+            engines,
+            hicache_ratio=1.1,  # the host pool is little more than a copy of the device pool
+            extra_args=(
+                *("--hicache-storage-backend", "file"),
+                *("--hicache-storage-prefetch-policy", "wait_complete"),
+            ),
+            env={"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(tmp_path)},
+        )
+        ring = Ring(agents=8, prefix_words=400)
+        cold = ring.round(engine, 0)
+        time.sleep(1)  # for what is on its way to the files
+        answers = [ring.round(engine, 0), ring.round(engine, 0)]
+        predicted = answers[0] + answers[1]
+        fetched = engine.metric("kvflow_prefetched_tokens_total", copy="fetch")
+        assert fetched > 2000
+        assert hit_rate(predicted) > 0.8
+        on_device = sum(a.device_tokens == a.cached_tokens > 0 for a in predicted)
+        assert on_device >= 0.9 * len(predicted)
+        # The same questions again: greedy answers do not depend on where the prefix came from.
+        assert texts(answers[0]) == texts(cold)
+        assert texts(answers[1]) == texts(cold)
+        assert engine.process.is_running()
+        engines.stop(engine)  # its files go with the test's folder
+
+
+class TestWrongHints:
+    def test_prefetch_and_priorities_are_lost_and_come_back(self, engines: Engines) -> None:
+        engine = kvflow_engine(engines)
+        ring = Ring(agents=6, max_tokens=4, workflow_id="wrong")
+        right = [ring.round(engine, n) for n in range(2)]
+        assert engine.metric("kvflow_predictions_total", result="miss") == 0
+
+        wrong = Ring(agents=6, max_tokens=4, workflow_id="wrong")
+        wrong.steps = lambda running: {  # type: ignore[method-assign]
+            f"a{n}": (running - n) % 6 for n in range(6)
+        }
+        answers = [wrong.round(engine, n) for n in range(2)]
+        assert engine.metric("kvflow_predictions_total", result="miss") >= 8
+        distrusted = engine.metric("kvflow_prefetched_tokens_total", copy="load")
+        answers.append(wrong.round(engine, 2))
+        assert engine.metric("kvflow_prefetched_tokens_total", copy="load") == distrusted
+        assert [texts(a) for a in answers[:2]] == [texts(a) for a in right]
+
+        for n in range(3):
+            ring.round(engine, n)
+        assert engine.metric("kvflow_prefetched_tokens_total", copy="load") > distrusted
+        assert hit_rate(ring.round(engine, 3)) > 0.8
+
+
 class TestRecomputeOrLoad:
     def test_recompute_can_be_forced(self, engines: Engines) -> None:
-        # The engine that test_prefetch_engine.py ends with.
         loading = kvflow_engine(engines, env={"KVFLOW_LOAD": "load", "KVFLOW_PREFETCH": "off"})
-        before = loading.metric("kvflow_load_choice_tokens_total", choice="load")
         loaded = [Ring(agents=6).round(loading, n) for n in range(2)]
         assert sum(a.host_tokens > 0 for a in loaded[1]) >= 2
-        assert loading.metric("kvflow_load_choice_tokens_total", choice="load") > before
+        assert loading.metric("kvflow_load_choice_tokens_total", choice="load") > 0
 
         engine = kvflow_engine(engines, env={"KVFLOW_LOAD": "recompute", "KVFLOW_PREFETCH": "off"})
         answers = [Ring(agents=6).round(engine, n) for n in range(2)]
@@ -62,66 +112,6 @@ class TestRecomputeOrLoad:
             answers = Ring(agents=6).round(engine, n)
         assert sum(a.host_tokens for a in answers) == 0
         assert engine.metric("kvflow_load_choice_tokens_total", choice="recompute") > 0
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An engine whose files have what its two pools have not, and what was asked of it."""
-
-    engine: RunningEngine
-    trace_dir: Path
-    cold: list[Answer]
-    again: list[list[Answer]]
-
-
-@pytest.fixture(scope="module")
-def stored(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
-    files, traces = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("traces")
-    engine = kvflow_engine(
-        engines,
-        hicache_ratio=1.1,  # the host pool is little more than a copy of the device pool
-        extra_args=(
-            *("--hicache-storage-backend", "file"),
-            *("--hicache-storage-prefetch-policy", "wait_complete"),
-        ),
-        env={
-            "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(files),
-            "KVFLOW_TRACE_DIR": str(traces),
-            "KVFLOW_ENGINE_ID": "traced",
-        },
-    )
-    ring = Ring(agents=8, prefix_words=400)
-    cold = ring.round(engine, 0)
-    time.sleep(1)  # for what is on its way to the files
-    yield Stored(engine, traces, cold, [ring.round(engine, 0), ring.round(engine, 0)])
-    engines.stop(engine)  # its files go with the tests' folder
-
-
-class TestStorageTier:
-    def test_what_only_the_storage_has_is_on_the_device_when_called(self, stored: Stored) -> None:
-        engine, answers = stored.engine, stored.again
-        predicted = answers[0] + answers[1]
-        fetched = engine.metric("kvflow_prefetched_tokens_total", copy="fetch")
-        assert fetched > 2000
-        assert hit_rate(predicted) > 0.8
-        on_device = sum(a.device_tokens == a.cached_tokens > 0 for a in predicted)
-        assert on_device >= 0.9 * len(predicted)
-        # The same questions again: greedy answers do not depend on where the prefix came from.
-        assert texts(answers[0]) == texts(stored.cold)
-        assert texts(answers[1]) == texts(stored.cold)
-        assert engine.process.is_running()
-
-    def test_trace_on_demand(
-        self, stored: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        output = tmp_path / "trace.json"
-        command = ["trace", "--dir", str(stored.trace_dir), "--engine-id", "traced"]
-        assert main([*command, "--output", str(output)]) == 0
-        assert "perfetto" in capsys.readouterr().err
-        events = json.loads(output.read_text())["traceEvents"]
-        names = {event["name"] for event in events if event["ph"] == "X"}
-        assert {"prefill", "decode"} <= names
-        assert any("prefetch" in str(event.get("cat", "")) + event["name"] for event in events)
 
 
 class TestAdmission:
@@ -149,3 +139,23 @@ class TestAdmission:
         with ThreadPoolExecutor(5) as pool:
             assert list(pool.map(chat, range(5))) == [7] * 5
         assert engine.metric("kvflow_stall_seconds_total", cause="wait") > 0
+
+
+class TestTrace:
+    def test_trace_on_demand(
+        self, engines: Engines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        engine = kvflow_engine(
+            engines, env={"KVFLOW_TRACE_DIR": str(tmp_path), "KVFLOW_ENGINE_ID": "traced"}
+        )
+        for n in range(2):
+            Ring(agents=6, max_tokens=4).round(engine, n)
+        output = tmp_path / "trace.json"
+        command = ["trace", "--dir", str(tmp_path), "--engine-id", "traced"]
+        assert main([*command, "--output", str(output)]) == 0
+        assert "perfetto" in capsys.readouterr().err
+        events = json.loads(output.read_text())["traceEvents"]
+        names = {event["name"] for event in events if event["ph"] == "X"}
+        assert {"prefill", "decode"} <= names
+        assert any("prefetch" in str(event.get("cat", "")) + event["name"] for event in events)
+        engines.stop(engine)
