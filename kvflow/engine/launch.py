@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -47,6 +48,12 @@ if parent:
         sys.exit("the process that starts the engine is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
+# Below it the kernel gives no port to an outgoing connection or to a listener that asks for any.
+# SGLang looks for ports of its own from 22,000 on (0.5.23: srt/utils/network.py).
+_EPHEMERAL_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PORTS: Final = (10_000, 22_000)
+_PORT_TRIES: Final = 100
+_PORT_TAKEN: Final = re.compile(r"address already in use", re.IGNORECASE)
 _NOISE: Final = re.compile(r"^\s*(warnings\.warn|\^+\s*$)")
 
 
@@ -93,11 +100,21 @@ def exec_engine(command: EngineCommand) -> NoReturn:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on just now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    """Return a port that nothing listens on just now, and that is likely to stay free.
+
+    An engine listens only after it has loaded its model.  A port out of the kernel's ephemeral
+    range could be given to any connection meanwhile, so one below that range is drawn, where there
+    is room below it.
+    """
+    ports = range(_PORTS[0], min(_PORTS[1], _first_ephemeral_port()))
+    for _ in range(_PORT_TRIES if ports else 0):
+        port = secrets.choice(ports)
+        if _can_listen(host, port):
+            return port
+    with socket.socket(_family(host)) as probe:
         probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        chosen: int = probe.getsockname()[1]
+        return chosen
 
 
 class EngineProcess:
@@ -224,11 +241,7 @@ class EngineProcess:
             while time.monotonic() < deadline:
                 status = process.poll()
                 if status is not None:
-                    raise EnvironmentProblemError(
-                        f"the engine ended while starting (exit status {status}); "
-                        f"its last lines:\n{self.log_tail()}",
-                        f"read {self.log_path}; `kvflow doctor` checks this machine",
-                    )
+                    raise self._ended_while_starting(status)
                 try:
                     if client.get("/health").status_code == httpx2.codes.OK:
                         return
@@ -240,6 +253,39 @@ class EngineProcess:
             f"its last lines:\n{self.log_tail()}",
             f"read {self.log_path}; a slow machine may need a longer start timeout",
         )
+
+    def _ended_while_starting(self, status: int) -> EnvironmentProblemError:
+        if _PORT_TAKEN.search(self.log_path.read_text(errors="replace")):
+            return EnvironmentProblemError(
+                f"another program took port {self.command.port} while the engine was starting",
+                "start the engine again, or choose another port with --port; "
+                f"its output is in {self.log_path}",
+            )
+        return EnvironmentProblemError(
+            f"the engine ended while starting (exit status {status}); "
+            f"its last lines:\n{self.log_tail()}",
+            f"read {self.log_path}; `kvflow doctor` checks this machine",
+        )
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(_EPHEMERAL_RANGE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _can_listen(host: str, port: int) -> bool:
+    with socket.socket(_family(host)) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
 
 
 def _with_cache_folders(environ: Mapping[str, str]) -> Mapping[str, str]:

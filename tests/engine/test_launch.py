@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -168,3 +169,39 @@ def test_what_is_missing_is_said_before_the_model_is_converted(
     monkeypatch.setattr(launch, "find_spec", lambda _name: None)
     with pytest.raises(EnvironmentProblemError, match="SGLang is not installed"):
         prepare(EngineOptions())
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ephemeral = tmp_path / "range"
+    monkeypatch.setattr(launch, "_EPHEMERAL_RANGE", ephemeral)
+    ephemeral.write_text("10100\t60999\n")
+    assert {10_000 <= free_port() < 10_100 for _ in range(50)} == {True}
+    ephemeral.write_text("1024\t60999\n")
+    assert free_port() >= 1024
+
+
+def test_a_free_port_is_not_one_that_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        other = free_port()
+        drawn = iter([port, other])
+        monkeypatch.setattr(launch.secrets, "choice", lambda _ports: next(drawn))
+        assert free_port() == other
+
+
+def test_says_that_another_program_took_the_port_meanwhile(tmp_path: Path) -> None:
+    late = """
+import socket, sys
+socket.socket().bind(("127.0.0.1", int(sys.argv[1])))
+"""
+    with socket.socket() as taken:
+        # Bound but not listening: a check by connecting takes it for free.
+        taken.bind(("127.0.0.1", 0))
+        command_ = command(late, taken.getsockname()[1])
+        process = EngineProcess(command_, log_path=tmp_path / "engine.log", start_timeout_s=20)
+        with pytest.raises(EnvironmentProblemError, match=f"took port {command_.port}"):
+            process.start()
