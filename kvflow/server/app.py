@@ -13,6 +13,7 @@ from typing import Final
 from fastapi import FastAPI
 
 from kvflow import __version__
+from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import MeasureRequests, ServiceMetrics
 from kvflow.server.middleware import CheckBody, RequireKey
 from kvflow.server.openapi import set_openapi
@@ -39,6 +40,7 @@ class Service:
     app: FastAPI
     workflows: Workflows
     streams: EngineStreams
+    bus: EventBus
 
 
 def create_app(
@@ -69,12 +71,13 @@ def build_service(
         EnvironmentProblemError: ``settings.record`` cannot be written to.
     """
     metrics = ServiceMetrics()
-    streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics)
+    bus = EventBus(metrics)
+    streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics, bus)
     recorder: Recorder = NoRecorder()
     if settings.record is not None:
         recorder = FileRecorder(settings.record, clock, metrics)
     workflows = Workflows(
-        store or MemoryStore(settings.max_workflows), streams, metrics, clock, recorder
+        store or MemoryStore(settings.max_workflows), streams, metrics, clock, recorder, bus=bus
     )
     sweeper: asyncio.Task[None] | None = None
 
@@ -90,6 +93,7 @@ def build_service(
                 yield
             finally:
                 streams.shut_down()
+                bus.close()
                 sweeper.cancel()
                 await asyncio.to_thread(recorder.stop)
 
@@ -122,7 +126,7 @@ def build_service(
         api_key = settings.api_key.get_secret_value()
         app.add_middleware(RequireKey, api_key=api_key, open_paths=open_paths)
     app.add_middleware(MeasureRequests, metrics=metrics)
-    return Service(app=app, workflows=workflows, streams=streams)
+    return Service(app=app, workflows=workflows, streams=streams, bus=bus)
 
 
 async def _sweep_forever(workflows: Workflows, interval_s: float) -> None:

@@ -60,6 +60,16 @@ class ServiceMetrics:
             "Workflow states handed to engines; several changes between two messages count once.",
             registry=self.registry,
         )
+        self.listeners = Gauge(
+            "kvflow_event_listeners",
+            "Who listens to the service's events: readers of /v1/events and parts of the service.",
+            registry=self.registry,
+        )
+        self.listeners_dropped = Counter(
+            "kvflow_event_listeners_dropped_total",
+            "Listeners to the service's events that were dropped, as they did not keep up.",
+            registry=self.registry,
+        )
         self.recording_lines = Counter(
             "kvflow_recording_lines_total",
             "Lines for the recording (KVFLOW_RECORD), by outcome: written or dropped.",

@@ -23,7 +23,7 @@ logger = logging.getLogger("kvflow.server")
 
 
 class ServiceServer(uvicorn.Server):
-    """Uvicorn, except that a shutdown ends the engines' streams before waiting for connections.
+    """Uvicorn, except that a shutdown ends the endless responses before waiting for connections.
 
     Uvicorn tells an app of a shutdown only after all responses have ended, which a stream's never
     does by itself.
@@ -50,6 +50,7 @@ class ServiceServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.streams.shut_down()
+        self._service.bus.close()
         await super().shutdown(sockets)
 
 

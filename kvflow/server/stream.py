@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from kvflow.protocol import ClosedWorkflow, Delta, Heartbeat, Snapshot, WorkflowSteps
+from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.store import WorkflowKey, WorkflowRecord
 
@@ -66,10 +67,12 @@ class EngineStreams:
         heartbeat_s: float,
         clock: Callable[[], float],
         metrics: ServiceMetrics,
+        bus: EventBus,
     ) -> None:
         self.lease_s = lease_s
         self.heartbeat_s = heartbeat_s
         self.metrics = metrics
+        self.bus = bus
         self.shutting_down = False
         self._clock = clock
         self._live: dict[WorkflowKey, _Live] = {}
@@ -109,11 +112,13 @@ class EngineStreams:
         subscription = Subscription(self, name, self._live, self._clock())
         self._subscriptions[subscription] = None
         self.metrics.engines.set(len(self._subscriptions))
+        self.bus.publish("engine.connected", {"engine_id": name}, namespace=None)
         try:
             yield subscription
         finally:
             del self._subscriptions[subscription]
             self.metrics.engines.set(len(self._subscriptions))
+            self.bus.publish("engine.disconnected", {"engine_id": name}, namespace=None)
 
 
 class Subscription:

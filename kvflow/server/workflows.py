@@ -13,10 +13,12 @@ from weakref import WeakValueDictionary
 from kvflow.errors import KVFlowError, WorkflowConflictError, WorkflowNotFoundError
 from kvflow.graph import Agent, AgentStepGraph, Edge, EventOutcome, GraphPool, WorkflowState
 from kvflow.protocol import StepEvent, WorkflowSpec
+from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import Recorder
 from kvflow.server.store import WorkflowRecord, WorkflowStore
 from kvflow.server.stream import EngineStreams
+from kvflow.server.workflow_events import publish_closed, publish_created, publish_steps
 
 __all__ = ["EventRefusedError", "EventsApplied", "Workflows"]
 
@@ -63,12 +65,15 @@ class Workflows:
         metrics: ServiceMetrics,
         clock: Callable[[], float],
         recorder: Recorder,
+        *,
+        bus: EventBus,
     ) -> None:
         self._store = store
         self._streams = streams
         self._metrics = metrics
         self._clock = clock
         self._recorder = recorder
+        self._bus = bus
         self._graphs = GraphPool()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -99,6 +104,7 @@ class Workflows:
                 self._metrics.created.inc()
                 self._streams.publish(fresh)
                 self._recorder.created(fresh)
+                publish_created(self._bus, fresh)
                 return fresh, True
             if differing := _differing(existing, fresh):
                 raise WorkflowConflictError(fresh.workflow_id, differing)
@@ -170,6 +176,7 @@ class Workflows:
             paired = zip(events, outcomes, strict=True)
             if new := [event for event, outcome in paired if not outcome.duplicate]:
                 self._recorder.applied(workflow_id, new)
+            publish_steps(self._bus, updated, events, outcomes)
         for event, outcome in zip(events, outcomes, strict=True):
             self._metrics.events.labels(event.type, _outcome_name(outcome)).inc()
         duplicates = sum(outcome.duplicate for outcome in outcomes)
@@ -210,6 +217,7 @@ class Workflows:
         self._metrics.closed.labels(reason).inc()
         self._streams.close(record.key)
         self._recorder.closed(record.workflow_id, reason)
+        publish_closed(self._bus, record, reason)
 
     async def _fresh_record(self, spec: WorkflowSpec) -> WorkflowRecord:
         agents = [Agent(a.agent_id, a.join, a.fixed_prefix_tokens) for a in spec.agents]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvflow.protocol import Delta
+from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.sse import EngineStreamResponse
 from kvflow.server.stream import EngineStreams
@@ -48,8 +49,9 @@ class Connection:
 
 @pytest.fixture
 def streams() -> EngineStreams:
+    metrics = ServiceMetrics()
     return EngineStreams(
-        lease_s=10.0, heartbeat_s=60.0, clock=lambda: 0.0, metrics=ServiceMetrics()
+        lease_s=10.0, heartbeat_s=60.0, clock=lambda: 0.0, metrics=metrics, bus=EventBus(metrics)
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvflow.protocol import Delta, Heartbeat, Snapshot
+from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.store import WorkflowRecord
 from kvflow.server.stream import EngineStreams, Subscription
@@ -19,8 +20,9 @@ from tests.server.workflow_bodies import record
 
 @pytest.fixture
 def streams() -> EngineStreams:
+    metrics = ServiceMetrics()
     return EngineStreams(
-        lease_s=10.0, heartbeat_s=60.0, clock=lambda: 0.0, metrics=ServiceMetrics()
+        lease_s=10.0, heartbeat_s=60.0, clock=lambda: 0.0, metrics=metrics, bus=EventBus(metrics)
     )
 
 

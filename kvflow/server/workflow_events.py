@@ -1,0 +1,58 @@
+"""What the bus is told of workflows, and in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from kvflow.graph import EventOutcome
+from kvflow.protocol import StepEvent
+from kvflow.server.event_bus import EventBus, EventKind
+from kvflow.server.store import WorkflowRecord
+
+__all__ = ["publish_closed", "publish_created", "publish_steps"]
+
+_KINDS: Final[dict[str, EventKind]] = {
+    "step_started": "step.started",
+    "step_finished": "step.finished",
+}
+_COUNTS: Final = ("prompt_tokens", "cached_tokens", "output_tokens")
+
+
+def publish_created(bus: EventBus, record: WorkflowRecord) -> None:
+    """A workflow is new."""
+    data = {**_who(record), "name": record.name, "ttl_s": record.ttl_s}
+    bus.publish("workflow.created", {**data, "agents": list(record.graph.agent_ids)})
+
+
+def publish_closed(bus: EventBus, record: WorkflowRecord, reason: str) -> None:
+    """A workflow ended: ``deleted`` or ``expired``."""
+    bus.publish("workflow.closed", {**_who(record), "reason": reason})
+
+
+def publish_steps(
+    bus: EventBus,
+    record: WorkflowRecord,
+    events: Sequence[StepEvent],
+    outcomes: Sequence[EventOutcome],
+) -> None:
+    """Events of one request were applied, after which the workflow is ``record``.
+
+    Duplicates are no news. O(events), and O(1) while nobody listens.
+    """
+    if not (bus.wanted("step.started") or bus.wanted("step.finished")):
+        return
+    who = {**_who(record), "version": record.version}
+    for event, outcome in zip(events, outcomes, strict=True):
+        if outcome.duplicate:
+            continue
+        data: dict[str, Any] = {**who, "agent_id": event.agent_id, "step_id": event.step_id}
+        if event.type == "step_started":
+            data["misprediction"] = outcome.misprediction
+        else:
+            data |= {name: getattr(event, name) for name in _COUNTS}
+        bus.publish(_KINDS[event.type], data)
+
+
+def _who(record: WorkflowRecord) -> dict[str, Any]:
+    return {"client_id": record.client_id, "workflow_id": record.workflow_id}
