@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from kvflow import __version__
 from kvflow.server.event_bus import EventBus
+from kvflow.server.event_stream import event_routes
 from kvflow.server.metrics import MeasureRequests, ServiceMetrics
 from kvflow.server.middleware import CheckBody, RequireKey
 from kvflow.server.openapi import set_openapi
@@ -116,6 +117,14 @@ def build_service(
     )
     app.include_router(workflow_routes(workflows, clock))
     app.include_router(engine_routes(streams, clock, settings.stall_s))
+    app.include_router(
+        event_routes(
+            bus,
+            heartbeat_s=settings.heartbeat_s,
+            stall_s=settings.stall_s,
+            max_readers=settings.max_event_readers,
+        )
+    )
     app.include_router(operation_routes(metrics, unready_because))
     install_problem_handlers(app)
     open_paths = _OPEN_PATHS | ({"/metrics"} if settings.public_metrics else set())

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
+from kvflow.errors import KVFlowError
 from kvflow.server.metrics import ServiceMetrics
 
-__all__ = ["EVENT_KINDS", "BusEvent", "EventBus", "EventKind", "Listener"]
+__all__ = ["EVENT_KINDS", "BusEvent", "EventBus", "EventKind", "Listener", "TooManyReadersError"]
 
 EventKind = Literal[
     "workflow.created",
@@ -34,6 +35,17 @@ EVENT_KINDS: Final[frozenset[str]] = frozenset(get_args(EventKind))
 # must fit, or a listener would be dropped before it had its turn.
 MAX_WAITING: Final = 20_000
 _TAKEN_AT_ONCE: Final = 256
+
+
+class TooManyReadersError(KVFlowError):
+    """As many read the service's events as may (HTTP 503)."""
+
+    def __init__(self, max_readers: int) -> None:
+        self.max_readers = max_readers
+        super().__init__(
+            f"the service's events have {max_readers} readers, the most they may have "
+            "(KVFLOW_MAX_EVENT_READERS); close some, or try again later"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +105,27 @@ class EventBus:
                 self._metrics.listeners_dropped.inc()
                 self.forget(listener)
 
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._listeners)
+
     def subscribe(
-        self, kinds: Collection[str] | None = None, namespace: str | None = None
+        self,
+        kinds: Collection[str] | None = None,
+        namespace: str | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
     ) -> Listener:
         """Listen from now on, to these kinds (all if ``None``) in this namespace (``None``: all).
 
-        To be closed, best by ``with``::
+        ``where`` picks events whose data have these values. To be closed, best by ``with``::
 
             with bus.subscribe({"step.started"}, identity.namespace) as events:
                 async for event in events: ...
         """
         wanted = EVENT_KINDS if kinds is None else frozenset(kinds)
-        listener = Listener(self, wanted, namespace)
+        listener = Listener(self, wanted, namespace, where or {})
         if self._closed:
             listener.end()
         else:
@@ -132,9 +153,16 @@ class Listener(AsyncIterator[BusEvent]):
     then ``dropped`` is true, and all events up to that moment have been given out.
     """
 
-    def __init__(self, bus: EventBus, kinds: frozenset[str], namespace: str | None) -> None:
+    def __init__(
+        self,
+        bus: EventBus,
+        kinds: frozenset[str],
+        namespace: str | None,
+        where: Mapping[str, Any],
+    ) -> None:
         self.kinds = kinds
         self.namespace = namespace
+        self._where = where.items()
         self.dropped = False
         self._bus = bus
         self._waiting: deque[BusEvent] = deque()
@@ -146,8 +174,17 @@ class Listener(AsyncIterator[BusEvent]):
         """Events that were published and not taken yet."""
         return len(self._waiting)
 
+    @property
+    def max_waiting(self) -> int:
+        """With more than that it is dropped."""
+        return self._bus.max_waiting
+
     def wants(self, event: BusEvent) -> bool:
-        return event.kind in self.kinds and self.namespace in (None, event.namespace)
+        return (
+            event.kind in self.kinds
+            and self.namespace in (None, event.namespace)
+            and all(event.data.get(name) == value for name, value in self._where)
+        )
 
     def put(self, event: BusEvent) -> bool:
         """For the bus. False: the queue is full, and with that this listener is dropped."""

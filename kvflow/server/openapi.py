@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from kvflow.protocol import Delta, Heartbeat, Problem, Snapshot
+from kvflow.server.event_models import EventsEnd, ServiceEvent
 from kvflow.server.problems import PROBLEM_MEDIA_TYPE
 
 __all__ = ["EVENT_STREAM_DOC", "problems", "set_openapi"]
@@ -67,7 +68,7 @@ def set_openapi(app: FastAPI, *, open_paths: frozenset[str], needs_key: bool) ->
 
 def _add_schemas(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (Problem, Snapshot, Delta, Heartbeat):
+    for model in (Problem, Snapshot, Delta, Heartbeat, ServiceEvent, EventsEnd):
         schema = model.model_json_schema(ref_template=_REF, mode="serialization")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -29,6 +29,7 @@ from kvflow.errors import (
 )
 from kvflow.protocol import FieldProblem, Problem
 from kvflow.server.bodies import BODY_TAGS
+from kvflow.server.event_bus import TooManyReadersError
 from kvflow.server.store import StoreFullError
 from kvflow.server.workflows import EventRefusedError
 
@@ -62,6 +63,7 @@ _BY_ERROR: Final[Mapping[type[KVFlowError], ProblemKind]] = {
     StepNotRunningError: ProblemKind("step-not-running", 409, "The step is not running"),
     ConflictError: ProblemKind("conflict", 409, "Does not fit the present state"),
     StoreFullError: ProblemKind("too-many-workflows", 503, "Too many live workflows"),
+    TooManyReadersError: ProblemKind("too-many-readers", 503, "Too many readers of events"),
     KVFlowError: ProblemKind("internal-error", 500, "The service failed"),
 }
 

@@ -60,6 +60,9 @@ class ServiceSettings(BaseSettings):
     max_workflows: int = Field(
         default=100_000, ge=1, description="Live workflows held at once; creating more is refused."
     )
+    max_event_readers: int = Field(
+        default=256, ge=0, description="Readers of /v1/events at once; more are refused."
+    )
     record: Path | None = Field(
         default=None, description="File to append workflows and events to, for a replay."
     )

@@ -1,73 +1,104 @@
-"""The engines' stream over HTTP: server-sent events on one long response."""
+"""Server-sent events over one long response, whoever reads them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvflow.server.stream import EngineStreams, Subscription
 
-__all__ = ["EngineStreamResponse"]
+__all__ = ["EngineStreamResponse", "MakeMessage", "SseResponse"]
 
 logger = logging.getLogger("kvflow.server")
 
+MakeMessage = Callable[[], bytes]
+"""Called when the connection can take a message, which is made of the state at that time."""
 
-class EngineStreamResponse(Response):
-    """Lasts until the engine goes, takes nothing for ``stall_s``, or the service shuts down."""
+
+class SseResponse(Response):
+    """Lasts until the reader goes or takes nothing for ``stall_s``, or the messages end.
+
+    Args:
+        reader: who reads, for the log.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, streams: EngineStreams, engine_id: str | None, stall_s: float) -> None:
+    def __init__(self, reader: str, stall_s: float) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         # There is no length to tell: the response has no planned end.
         del self.headers["content-length"]
-        self._streams = streams
-        self._engine_id = engine_id
+        self.reader = reader
         self._stall_s = stall_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._streams.subscribe(self._engine_id) as subscription:
-            logger.info("engine %s connected", subscription.engine_id)
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    sender = tasks.create_task(
-                        self._send(subscription, send), name="kvflow-stream-send"
-                    )
-                    watcher = tasks.create_task(_disconnect(receive), name="kvflow-stream-watch")
-                    await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
-                    sender.cancel()
-                    watcher.cancel()
-            finally:
-                logger.info("engine %s disconnected", subscription.engine_id)
+    @abstractmethod
+    def subscribed(self) -> AbstractContextManager[AsyncGenerator[MakeMessage, None]]:
+        """The messages, for as long as the ``with`` block lasts."""
 
-    async def _send(self, subscription: Subscription, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.subscribed() as messages:
+            async with asyncio.TaskGroup() as tasks:
+                sender = tasks.create_task(self._send(messages, send), name="kvflow-sse-send")
+                watcher = tasks.create_task(_disconnect(receive), name="kvflow-sse-watch")
+                await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
+                sender.cancel()
+                watcher.cancel()
+
+    async def _send(self, messages: AsyncGenerator[MakeMessage, None], send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        make_message: Callable[[], bytes] | None = subscription.snapshot
-        while make_message is not None:
-            try:
-                async with asyncio.timeout(self._stall_s):
-                    # An empty chunk puts nothing on the wire, but waits like any other until the
-                    # connection can take more: the message is then made of the state at that time.
-                    await send({"type": "http.response.body", "body": b"", "more_body": True})
-                    body = make_message()
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            except TimeoutError:
-                logger.warning(
-                    "engine %s has read nothing for %g s; giving its connection up",
-                    subscription.engine_id,
-                    self._stall_s,
-                )
-                return
-            # Sending need not wait at all; other requests get their turn between two messages.
-            await asyncio.sleep(0)
-            make_message = await subscription.next_message()
+        async with aclosing(messages):
+            async for make_message in messages:
+                try:
+                    async with asyncio.timeout(self._stall_s):
+                        # An empty chunk puts nothing on the wire, but waits like any other until
+                        # the connection can take more.
+                        await send({"type": "http.response.body", "body": b"", "more_body": True})
+                        body = make_message()
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                except TimeoutError:
+                    logger.warning(
+                        "%s has read nothing for %g s; giving its connection up",
+                        self.reader,
+                        self._stall_s,
+                    )
+                    return
+                # Sending need not wait at all; other requests get their turn between two messages.
+                await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class EngineStreamResponse(SseResponse):
+    """An engine's stream: a snapshot, then deltas and heartbeats."""
+
+    def __init__(self, streams: EngineStreams, engine_id: str | None, stall_s: float) -> None:
+        super().__init__(f"engine {engine_id or '(unnamed)'}", stall_s)
+        self._streams = streams
+        self._engine_id = engine_id
+
+    @contextmanager
+    def subscribed(self) -> Iterator[AsyncGenerator[MakeMessage, None]]:
+        with self._streams.subscribe(self._engine_id) as subscription:
+            self.reader = f"engine {subscription.engine_id}"
+            logger.info("%s connected", self.reader)
+            try:
+                yield _engine_messages(subscription)
+            finally:
+                logger.info("%s disconnected", self.reader)
+
+
+async def _engine_messages(subscription: Subscription) -> AsyncGenerator[MakeMessage, None]:
+    make_message: MakeMessage | None = subscription.snapshot
+    while make_message is not None:
+        yield make_message
+        make_message = await subscription.next_message()
 
 
 async def _disconnect(receive: Receive) -> None:
