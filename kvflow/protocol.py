@@ -22,19 +22,26 @@ __all__ = [
     "DEFAULT_CLIENT_ID",
     "DEFAULT_LEASE_S",
     "DEFAULT_TTL_S",
+    "MAX_REPORTED_AGENTS",
     "AgentSpec",
     "AgentView",
     "ClosedWorkflow",
     "Delta",
     "EdgeSpec",
+    "CacheTier",
     "EngineList",
+    "EngineReport",
+    "EngineTotals",
     "EngineView",
     "EventsResult",
     "FieldProblem",
+    "FirstTokenTimes",
     "Health",
     "Heartbeat",
     "Identifier",
     "Problem",
+    "PrefixPlacement",
+    "ReportReceipt",
     "RequestMetadata",
     "STEPS_PARAMS_KEY",
     "Snapshot",
@@ -64,7 +71,12 @@ Identifier = Annotated[
 ]
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_S, allow_inf_nan=False)]
 TokenCount = Annotated[int, Field(ge=0, le=10_000_000)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_TTL_S, allow_inf_nan=False)]
 StepsMap = dict[str, Annotated[int, Field(ge=0)] | None]
+
+
+def _is_unset(value: object) -> bool:
+    return value is None
 
 
 class _Strict(BaseModel):
@@ -91,6 +103,11 @@ class AgentSpec(_Strict):
         default=None,
         description="Length in tokens of the prompt part common to all calls; inferred if absent.",
     )
+    expected_duration_s: Seconds | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="From a run's start to its finish; learned from events if absent.",
+    )
 
 
 class EdgeSpec(_Strict):
@@ -101,6 +118,23 @@ class EdgeSpec(_Strict):
     kind: Literal["always", "choice"] = Field(
         default="always",
         description="always: every finish leads here; choice: one of the sibling choices is taken.",
+    )
+    probability: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="Of a choice: how likely it is taken. Those of one source add up to at most 1.",
+    )
+    expected_duration_s: Seconds | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="From the source's finish to the target's start, as of a tool; "
+        "learned from events if absent.",
+    )
+    max_iterations: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="How many starts can come by this edge in a workflow's life: of a loop's back "
+        "edge, how often it is gone round at most. Any number if absent.",
     )
 
 
@@ -124,6 +158,7 @@ class AgentView(_Lenient):
     agent_id: str
     join: Literal["all", "any"]
     fixed_prefix_tokens: int | None
+    expected_duration_s: float | None = Field(default=None, exclude_if=_is_unset)
     running: int = Field(description="Runs of this agent that have started and not finished.")
     steps_to_execution: int | None
 
@@ -272,6 +307,124 @@ class Heartbeat(_Lenient):
     """Nothing changed, the service is alive. Counts in ``seq`` like a delta."""
 
     seq: int
+
+
+Tokens = Annotated[int, Field(ge=0)]
+ShortText = Annotated[str, Field(max_length=256)]
+MAX_REPORTED_AGENTS: Final = 2_000
+
+
+class CacheTier(_Lenient):
+    """One tier of an engine's KV cache. What is used includes what is cached for later."""
+
+    size_tokens: Tokens
+    used_tokens: Tokens
+
+
+class EngineTotals(_Lenient):
+    """What an engine counted since it started; the numbers only grow.
+
+    The three ``*_hit_tokens`` say where the prompt tokens that were found in cache came from; they
+    can lag behind ``cached_tokens``, which is the engine's own sum.
+    """
+
+    requests: Tokens = Field(default=0, description="Finished requests.")
+    prompt_tokens: Tokens = 0
+    cached_tokens: Tokens = Field(default=0, description="Of the prompt tokens, found in cache.")
+    device_hit_tokens: Tokens = 0
+    host_hit_tokens: Tokens = 0
+    storage_hit_tokens: Tokens = 0
+    evicted_device_tokens: Tokens = 0
+    evicted_host_tokens: Tokens = 0
+    loaded_tokens: Tokens = Field(default=0, description="Copied ahead of need, host to device.")
+    fetched_tokens: Tokens = Field(default=0, description="Fetched ahead, storage to host.")
+    prefetch_used_tokens: Tokens = 0
+    prefetch_wasted_tokens: Tokens = 0
+    prefetch_cancelled_tokens: Tokens = 0
+    prefetch_late_tokens: Tokens = 0
+    predictions_hit: Tokens = 0
+    predictions_missed: Tokens = 0
+
+
+class FirstTokenTimes(_Lenient):
+    """Times from a request's arrival at the scheduler to its first token, as a histogram.
+
+    ``counts`` has one entry for each of ``bounds_s`` (times up to and including that bound, and
+    above the bound before), and a last one for longer times.
+    """
+
+    bounds_s: Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=64)] = []
+    counts: Annotated[list[Tokens], Field(max_length=65)] = []
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.counts and len(self.counts) != len(self.bounds_s) + 1:
+            raise ValueError("counts must have one entry more than bounds_s")
+        if any(a >= b for a, b in zip(self.bounds_s, self.bounds_s[1:], strict=False)):
+            raise ValueError("bounds_s must grow")
+        return self
+
+
+class PrefixPlacement(_Lenient):
+    """Where an agent's fixed prefix is in one engine.
+
+    Each token counts once, in the nearest tier that has it; what is in none has to be computed
+    again (``tokens`` less the three). ``storage_tokens`` were written to the storage tier, which
+    may have dropped them since. With several cache namespaces these are sums.
+    """
+
+    client_id: Identifier
+    agent_id: Identifier
+    tokens: Tokens
+    device_tokens: Tokens = 0
+    host_tokens: Tokens = 0
+    storage_tokens: Tokens = 0
+    steps_to_execution: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="As the engine knows it, over all live workflows of the client."
+    )
+
+
+class EngineReport(_Lenient):
+    """Body of ``POST /v1/engines/{engine_id}/report``: what an engine's cache holds and did.
+
+    ``number`` is 1 for the first report of a ``run_id`` and grows by one. With ``agents_are`` set
+    to ``changes``, ``agents`` has those that differ from the report before and ``forgotten`` those
+    that the engine knows no longer, as ``[client_id, agent_id]``.
+    """
+
+    run_id: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description="Changes when the engine starts anew, and its totals with it."
+    )
+    number: Annotated[int, Field(ge=1)]
+    interval_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        description="How often the engine means to report."
+    )
+    uptime_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    model: ShortText = ""
+    engine_version: ShortText = Field(default="", description="Such as `sglang 0.5.23`.")
+    plugin_version: ShortText = ""
+    waiting_requests: Tokens = 0
+    running_requests: Tokens = 0
+    device: CacheTier | None = None
+    host: CacheTier | None = None
+    storage: bool = Field(default=False, description="Whether there is a storage tier.")
+    totals: EngineTotals = EngineTotals()
+    first_token: FirstTokenTimes = FirstTokenTimes()
+    agents_are: Literal["all", "changes"] = "all"
+    agents: Annotated[list[PrefixPlacement], Field(max_length=MAX_REPORTED_AGENTS)] = []
+    forgotten: Annotated[list[tuple[Identifier, Identifier]], Field(max_length=10_000)] = []
+    agents_known: Tokens = Field(
+        default=0, description="Agents the engine knows; it reports the 2,000 called last at most."
+    )
+
+
+class ReportReceipt(_Lenient):
+    """Answer to a report."""
+
+    send_all: bool = Field(
+        description="The changes could not be applied, as the service does not hold the report "
+        "before: the next report is to have all agents."
+    )
 
 
 class EngineView(_Lenient):

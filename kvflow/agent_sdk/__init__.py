@@ -4,7 +4,7 @@ Needs only the base install. Importing it imports neither ``openai`` nor any ser
 """
 
 from kvflow.agent_sdk.client import AsyncKVFlowClient, KVFlowClient
-from kvflow.agent_sdk.declaration import choice
+from kvflow.agent_sdk.declaration import choice, edge
 from kvflow.agent_sdk.run import WorkflowRun
 from kvflow.agent_sdk.step import Step, current_step, request_metadata
 from kvflow.agent_sdk.workflow import Workflow
@@ -20,5 +20,6 @@ __all__ = [
     "WorkflowRun",
     "choice",
     "current_step",
+    "edge",
     "request_metadata",
 ]

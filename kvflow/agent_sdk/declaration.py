@@ -15,17 +15,19 @@ from pydantic import BaseModel, ValidationError
 
 from kvflow.agent_sdk.settings import checked_identifier
 from kvflow.errors import GraphError, InvalidInputError
-from kvflow.graph import Agent, AgentStepGraph, Edge, Join
+from kvflow.graph import Agent, AgentStepGraph, Edge, EdgeKind, Join
+from kvflow.graph_specs import agent_from, edge_from
 from kvflow.protocol import AgentSpec, EdgeSpec
 
 __all__ = [
     "After",
     "AgentLike",
-    "Choice",
     "DecoratedAgents",
     "EdgeLike",
+    "Source",
     "choice",
     "declared_graph",
+    "edge",
     "unknown_agent",
 ]
 
@@ -33,21 +35,54 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What :func:`choice` returns."""
+class Source:
+    """What :func:`choice` and :func:`edge` return: an edge without its target."""
 
     agent_id: str
+    kind: EdgeKind
+    probability: float | None = None
+    expected_duration_s: float | None = None
+    max_iterations: int | None = None
 
 
-def choice(agent_id: str) -> Choice:
+def choice(
+    agent_id: str,
+    *,
+    probability: float | None = None,
+    expected_duration_s: float | None = None,
+    max_iterations: int | None = None,
+) -> Source:
     """In ``after=[...]``: this agent is one of several that ``agent_id`` chooses between.
 
     When one of them runs, the others stop looking imminent.
+
+    Args:
+        agent_id: the agent that chooses.
+        probability: how likely it chooses this one, if you know; the likelier is prefetched first.
+        expected_duration_s: from its end to this agent's start, as of a tool; learned if not given.
+        max_iterations: how often this can be chosen in a run at most: of a loop, how often it can
+            be gone round.
     """
-    return Choice(agent_id)
+    return Source(agent_id, "choice", probability, expected_duration_s, max_iterations)
 
 
-After = str | Choice | Sequence[str | Choice]
+def edge(
+    agent_id: str,
+    *,
+    expected_duration_s: float | None = None,
+    max_iterations: int | None = None,
+) -> Source:
+    """In ``after=[...]``: as the id alone, with what is known of the way from there.
+
+    Args:
+        agent_id: the agent that this one comes after.
+        expected_duration_s: as for :func:`choice`.
+        max_iterations: as for :func:`choice`.
+    """
+    return Source(agent_id, "always", None, expected_duration_s, max_iterations)
+
+
+After = str | Source | Sequence[str | Source]
 AgentLike = str | Agent | Mapping[str, Any]
 EdgeLike = Edge | Sequence[str] | Mapping[str, Any]
 
@@ -68,6 +103,7 @@ class DecoratedAgents:
         join: Join = "all",
         entry: bool | None = None,
         fixed_prefix_tokens: int | None = None,
+        expected_duration_s: float | None = None,
     ) -> None:
         """Add an agent. ``entry=None``: it can run first if it comes after nothing.
 
@@ -89,7 +125,12 @@ class DecoratedAgents:
                 f"must be a number of tokens from 0 to 10,000,000, not {tokens!r}",
             )
         edges = tuple(_edges_to(agent_id, after))
-        self._agents[agent_id] = Agent(agent_id, join, tokens)
+        _checked(
+            AgentSpec,
+            (here,),
+            {"agent_id": agent_id, "expected_duration_s": expected_duration_s},
+        )
+        self._agents[agent_id] = Agent(agent_id, join, tokens, expected_duration_s)
         self._edges[agent_id] = edges
         self._entry[agent_id] = not edges if entry is None else entry
 
@@ -164,16 +205,29 @@ def _decorator(agent_id: str) -> str:
 def _edges_to(agent_id: str, after: After) -> Iterable[Edge]:
     here = _decorator(agent_id)
     seen: set[str] = set()
-    for position, source in enumerate([after] if isinstance(after, str | Choice) else after):
+    for position, source in enumerate([after] if isinstance(after, str | Source) else after):
         field = (here, "after", position)
-        if not isinstance(source, str | Choice):
-            raise InvalidInputError(field, f"must be an agent's id or choice(id), not {source!r}")
+        if not isinstance(source, str | Source):
+            raise InvalidInputError(
+                field, f"must be an agent's id, choice(id) or edge(id), not {source!r}"
+            )
         source_id = source if isinstance(source, str) else source.agent_id
         checked_identifier(field, source_id)
         if source_id in seen:
             raise InvalidInputError(field, f"names {source_id!r} a second time")
         seen.add(source_id)
-        yield Edge(source_id, agent_id, "always" if isinstance(source, str) else "choice")
+        if isinstance(source, str):
+            yield Edge(source_id, agent_id)
+            continue
+        known = {
+            "kind": source.kind,
+            "probability": source.probability,
+            "expected_duration_s": source.expected_duration_s,
+            "max_iterations": source.max_iterations,
+        }
+        yield edge_from(
+            _checked(EdgeSpec, field, {"source": source_id, "target": agent_id, **known})
+        )
 
 
 def _agent(index: int, agent: AgentLike) -> Agent:
@@ -181,7 +235,7 @@ def _agent(index: int, agent: AgentLike) -> Agent:
         agent = Agent(agent)
     elif not isinstance(agent, Agent):
         spec = _checked(AgentSpec, ("agents", index), agent)
-        agent = Agent(spec.agent_id, spec.join, spec.fixed_prefix_tokens)
+        agent = agent_from(spec)
     checked_identifier(("agents", index, "agent_id"), agent.agent_id)
     return agent
 
@@ -198,7 +252,7 @@ def _edge(index: int, edge: EdgeLike) -> Edge:
     else:
         fields = dict(zip(("source", "target", "kind"), edge, strict=False))
         spec = _checked(EdgeSpec, ("edges", index), fields)
-    return Edge(spec.source, spec.target, spec.kind)
+    return edge_from(spec)
 
 
 def _checked(model: type[_M], field: tuple[str | int, ...], value: object) -> _M:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from kvflow.errors import InvalidInputError
 from kvflow.graph import Agent, AgentStepGraph
-from kvflow.protocol import DEFAULT_TTL_S, MAX_TTL_S, AgentSpec, EdgeSpec, WorkflowSpec
+from kvflow.graph_specs import graph_specs
+from kvflow.protocol import DEFAULT_TTL_S, MAX_TTL_S, WorkflowSpec
 
 __all__ = ["WorkflowDefinition", "check_name_and_ttl"]
 
@@ -37,23 +38,14 @@ class WorkflowDefinition:
 
     def spec(self, workflow_id: str, client_id: str) -> WorkflowSpec:
         """The creation body of one run."""
+        agents, edges = graph_specs(self.graph)
         return WorkflowSpec(
             workflow_id=workflow_id,
             client_id=client_id,
             name=self.name,
             ttl_s=self.ttl_s,
-            agents=[
-                AgentSpec(
-                    agent_id=agent.agent_id,
-                    join=agent.join,
-                    fixed_prefix_tokens=agent.fixed_prefix_tokens,
-                )
-                for agent in self.graph.agents
-            ],
-            edges=[
-                EdgeSpec(source=edge.source, target=edge.target, kind=edge.kind)
-                for edge in self.graph.edges
-            ],
+            agents=agents,
+            edges=edges,
             entry=list(self.graph.entry),
         )
 

@@ -119,6 +119,7 @@ class Workflow:
         join: Join | None = None,
         entry: bool | None = None,
         fixed_prefix_tokens: int | None = None,
+        expected_duration_s: float | None = None,
     ) -> Callable[[F], F]:
         """Make a function an agent: each call of it is a step.
 
@@ -133,6 +134,7 @@ class Workflow:
             entry: whether it can run first; by default, if it comes after nothing.
             fixed_prefix_tokens: length of the prompt part common to its calls, in tokens; the
                 engine finds it out if it is not given.
+            expected_duration_s: how long a call takes; the service learns it if it is not given.
 
         In a workflow declared as data, only ``agent_id`` is given, and several functions may share
         an agent.
@@ -150,6 +152,7 @@ class Workflow:
                     join=join,
                     entry=entry,
                     fixed_prefix_tokens=fixed_prefix_tokens,
+                    expected_duration_s=expected_duration_s,
                 )
             elif self._definition is not None:
                 raise ConflictError(
@@ -163,6 +166,7 @@ class Workflow:
                     join=join or "all",
                     entry=entry,
                     fixed_prefix_tokens=fixed_prefix_tokens,
+                    expected_duration_s=expected_duration_s,
                 )
 
         def decorate(function: F) -> F:

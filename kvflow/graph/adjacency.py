@@ -19,6 +19,7 @@ class Adjacency:
     Attributes:
         position: agent_id -> agent.
         source, target, is_choice: per edge.
+        max_taken: per edge that only so many starts may take, how many.
         joins_any: per agent.
         out_edges, in_edges: per agent, edges in declaration order.
         choice_edges: per agent, those of its out-edges that are choices.
@@ -32,6 +33,7 @@ class Adjacency:
     source: tuple[int, ...]
     target: tuple[int, ...]
     is_choice: tuple[bool, ...]
+    max_taken: dict[int, int]
     joins_any: tuple[bool, ...]
     out_edges: _IntRows
     in_edges: _IntRows
@@ -58,6 +60,11 @@ class Adjacency:
             source=source,
             target=target,
             is_choice=is_choice,
+            max_taken={
+                i: edge.max_iterations
+                for i, edge in enumerate(edges)
+                if edge.max_iterations is not None
+            },
             joins_any=joins_any,
             out_edges=tuple(map(tuple, out_edges)),
             in_edges=tuple(map(tuple, in_edges)),

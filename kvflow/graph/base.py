@@ -24,11 +24,13 @@ class Agent:
             workflows share its fixed prefix.
         join: ``all`` waits for a mark on every in-edge, ``any`` is content with the first one.
         fixed_prefix_tokens: length of the prompt part common to all calls; None if not known.
+        expected_duration_s: how long a run takes, from its start to its finish; None if not known.
     """
 
     agent_id: str
     join: Join = "all"
     fixed_prefix_tokens: int | None = None
+    expected_duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,22 @@ class Edge:
         target: agent_id; may be the source itself.
         kind: ``always`` if every finish of the source leads here, ``choice`` if only one of the
             source's choice edges is taken.
+        probability: how likely a finish of the source leads here, over 0 and at most 1; None if
+            not known. Those of one source's choice edges add up to at most 1: what is missing is
+            the way out. Steps do not depend on it; it puts alternatives in order.
+        expected_duration_s: from the finish of the source to the start of the target: a tool, or a
+            person. None if not known.
+        max_iterations: how many starts may take a mark of this edge, in the life of a workflow; of
+            a loop, how often it can be gone round. After that the edge leads nowhere. None: any
+            number.
     """
 
     source: str
     target: str
     kind: EdgeKind = "always"
+    probability: float | None = None
+    expected_duration_s: float | None = None
+    max_iterations: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,16 @@ as a misprediction, but takes no mark yet, nor any back: a start whose missing m
 runs that are under way is remembered, and takes the marks as soon as they are there. The marking is
 then the same as if the two events had come in order. If the marks go elsewhere, the start is
 forgotten.
+
+Limits. An edge with ``max_iterations`` is used up once so many starts have taken a mark of it (a
+mark that is taken back or withdrawn was not used). Its remaining marks are dropped, finishes put no
+more on it, and it leads nowhere: a join ``all`` behind it can't run again, a join ``any`` only by
+its other edges. A loop that goes on regardless is a misprediction each time it gets there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Final
 
 from kvflow.graph.adjacency import Adjacency
@@ -59,21 +64,26 @@ class Marking:
             ``any``, less than 0 if several are marked.
         ready: agents that may start, their entry mark aside, in the order in which they came to.
         unmarked_out: agents with a marked out-edge -> how many of their out-edges are not marked.
+        used_up: edges that lead nowhere any more, as often as they were taken.
+        used_up_sources: the sources of these.
 
-    The last three follow from ``by_edge``; kept up to date, they spare the step pass a loop over
-    all marks.
+    ``missing``, ``ready`` and ``unmarked_out`` follow from ``by_edge``; kept up to date, they spare
+    the step pass a loop over all marks.
     """
 
     __slots__ = (
         "_early_starts",
         "_finishes",
         "_runs",
+        "_taken",
         "by_edge",
         "entry",
         "graph",
         "missing",
         "ready",
         "unmarked_out",
+        "used_up",
+        "used_up_sources",
     )
 
     def __init__(self, graph: Adjacency, entry: frozenset[int], runs: Mapping[int, Sized]) -> None:
@@ -88,6 +98,10 @@ class Marking:
         # Per agent, how many of its starts wait for marks of runs under way. Such an agent may not
         # start (or it would have taken what it waits for), and the runs can still serve the number.
         self._early_starts: dict[int, int] = {}
+        # Per edge with a limit, how many starts have taken a mark of it.
+        self._taken: dict[int, int] = {}
+        self.used_up: frozenset[int] = frozenset()
+        self.used_up_sources: frozenset[int] = frozenset()
 
     def copy(self, runs: Mapping[int, Sized]) -> Marking:
         """Return an independent marking that looks at ``runs``."""
@@ -98,6 +112,9 @@ class Marking:
         twin.unmarked_out = self.unmarked_out.copy()
         twin._finishes = self._finishes
         twin._early_starts = self._early_starts.copy()
+        twin._taken = self._taken.copy()
+        twin.used_up = self.used_up
+        twin.used_up_sources = self.used_up_sources
         return twin
 
     def take(self, agent: int) -> bool:
@@ -110,7 +127,7 @@ class Marking:
             return True
         if agent not in self.ready:
             return False
-        self._take_marks(agent)
+        self._count(self._take_marks(agent))
         return True
 
     def expect(self, agent: int) -> bool:
@@ -131,9 +148,10 @@ class Marking:
             return
         # The marks of an agent with early starts are what these count on.
         if agent not in self._early_starts:
-            for edge in self.graph.in_edges[agent]:
-                if edge in self.by_edge:
-                    self._take_mark(edge)
+            marked = [edge for edge in self.graph.in_edges[agent] if edge in self.by_edge]
+            for edge in marked:
+                self._take_mark(edge)
+            self._count(marked)
         if self.entry:
             self.entry -= {min(self.entry)}
         elif self.ready:
@@ -146,8 +164,10 @@ class Marking:
             False if early starts took some of the marks right away.
         """
         self._finishes += 1
+        used_up = self.used_up
         for edge in self.graph.out_edges[agent]:
-            self.add_mark(edge)
+            if edge not in used_up:
+                self.add_mark(edge)
         return not self._early_starts or not self._serve_early_starts(agent)
 
     def add_mark(self, edge: int) -> None:
@@ -168,15 +188,35 @@ class Marking:
             unmarked = len(self.graph.out_edges[source])
         self.unmarked_out[source] = unmarked - 1
 
-    def _take_marks(self, agent: int) -> None:
-        """Take what a start of an agent that is ready takes."""
-        edges = self.graph.in_edges[agent]
+    def _take_marks(self, agent: int) -> Sequence[int]:
+        """Take what a start of an agent that is ready takes, and return the edges it was on."""
+        edges: Sequence[int] = self.graph.in_edges[agent]
         if self.graph.joins_any[agent]:
             marked = [(marks[0], edge) for edge in edges if (marks := self.by_edge.get(edge))]
-            self._take_mark(min(marked)[1])
-        else:
-            for edge in edges:
-                self._take_mark(edge)
+            edges = (min(marked)[1],)
+        for edge in edges:
+            self._take_mark(edge)
+        return edges
+
+    def _count(self, taken: Iterable[int]) -> None:
+        """A start has taken marks of these edges: use up those that have reached their limit."""
+        limits = self.graph.max_taken
+        if not limits:
+            return
+        for edge in taken:
+            limit = limits.get(edge)
+            if limit is None or edge in self.used_up:
+                continue
+            count = self._taken[edge] = self._taken.get(edge, 0) + 1
+            if count >= limit:
+                self._use_up(edge)
+
+    def _use_up(self, edge: int) -> None:
+        self.used_up |= {edge}
+        self.used_up_sources |= {self.graph.source[edge]}
+        for finish in self.by_edge.get(edge, ()):
+            self._drop_mark(edge, finish)
+        self._forget_hopeless(self.graph.target[edge])
 
     def _take_mark(self, edge: int) -> None:
         finish = self.by_edge[edge][0]
@@ -216,7 +256,9 @@ class Marking:
         """
         graph = self.graph
         supply = [
-            len(self.by_edge.get(edge, ())) + len(self._runs.get(graph.source[edge], ()))
+            0
+            if edge in self.used_up
+            else len(self.by_edge.get(edge, ())) + len(self._runs.get(graph.source[edge], ()))
             for edge in graph.in_edges[agent]
         ]
         return sum(supply) if graph.joins_any[agent] else min(supply, default=0)
@@ -225,9 +267,10 @@ class Marking:
         """Let early starts take the marks that ``finished`` has just put; True if any did."""
         served = False
         for agent in self.graph.successors[finished]:
-            while agent in self._early_starts and self.take(agent):
+            while agent in self._early_starts and (agent in self.entry or agent in self.ready):
                 served = True
                 self._set_early_starts(agent, self._early_starts[agent] - 1)
+                self.take(agent)
         return served
 
     def _forget_hopeless(self, agent: int) -> None:

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     import networkx
 
 
+_IF_KNOWN = ("probability", "expected_duration_s", "max_iterations")
+
 __all__ = ["from_networkx", "to_dot", "to_mermaid", "to_networkx"]
 
 
 def to_networkx(graph: AgentStepGraph, state: WorkflowState | None = None) -> networkx.DiGraph[str]:
     """Return the graph as a ``networkx.DiGraph`` whose nodes are agent_ids.
 
-    Nodes have ``join``, ``entry`` (bool) and, if known, ``fixed_prefix_tokens``; edges have
-    ``kind``. With a state, nodes have ``running``, ``entry_mark`` (bool) and, unless infinite,
-    ``steps_to_execution``; edges have ``marks``. All are plain str, int and bool, never None, so
-    that GraphML, GEXF and JSON take them.
+    Nodes have ``join``, ``entry`` (bool) and, if known, ``fixed_prefix_tokens`` and
+    ``expected_duration_s``; edges have ``kind`` and, if known, ``probability``,
+    ``expected_duration_s`` and ``max_iterations``. With a state, nodes have ``running``,
+    ``entry_mark`` (bool) and, unless infinite, ``steps_to_execution``; edges have ``marks``. All
+    are plain str, int, float and bool, never None, so that GraphML, GEXF and JSON take them.
 
     Raises:
         EnvironmentProblemError: networkx is not installed.
@@ -39,9 +42,12 @@ def to_networkx(graph: AgentStepGraph, state: WorkflowState | None = None) -> ne
         attributes: dict[str, object] = {"join": agent.join, "entry": agent.agent_id in entry}
         if agent.fixed_prefix_tokens is not None:
             attributes["fixed_prefix_tokens"] = agent.fixed_prefix_tokens
+        if agent.expected_duration_s is not None:
+            attributes["expected_duration_s"] = agent.expected_duration_s
         result.add_node(agent.agent_id, **attributes)
     for edge in graph.edges:
-        result.add_edge(edge.source, edge.target, kind=edge.kind)
+        known = {name: getattr(edge, name) for name in _IF_KNOWN if getattr(edge, name) is not None}
+        result.add_edge(edge.source, edge.target, kind=edge.kind, **known)
     if state is not None:
         _add_state(result, state)
     return result
@@ -83,11 +89,19 @@ def from_networkx(graph: networkx.DiGraph[Any]) -> AgentStepGraph:
             agent_id=node,
             join=attributes.get("join", "all"),
             fixed_prefix_tokens=attributes.get("fixed_prefix_tokens"),
+            expected_duration_s=attributes.get("expected_duration_s"),
         )
         for node, attributes in graph.nodes(data=True)
     ]
     edges = [
-        Edge(source, target, kind=attributes.get("kind", "always"))
+        Edge(
+            source,
+            target,
+            kind=attributes.get("kind", "always"),
+            probability=attributes.get("probability"),
+            expected_duration_s=attributes.get("expected_duration_s"),
+            max_iterations=attributes.get("max_iterations"),
+        )
         for source, target, attributes in graph.edges(data=True)
     ]
     if any("entry" in attributes for _, attributes in graph.nodes(data=True)):

@@ -94,6 +94,11 @@ class WorkflowState:
             for edge, marks in self._marking.by_edge.items()
         }
 
+    def used_up(self) -> frozenset[tuple[str, str]]:
+        """Return the edges that were taken ``max_iterations`` times, by (source, target)."""
+        edges = self._graph.edges
+        return frozenset((edges[edge].source, edges[edge].target) for edge in self._marking.used_up)
+
     def entry_marks(self) -> frozenset[str]:
         """Return the agents that still hold their entry mark."""
         return frozenset(self._graph.agent_ids[agent] for agent in self._marking.entry)

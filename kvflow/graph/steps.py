@@ -1,9 +1,10 @@
 """Steps-to-execution: the earliest step at which each agent can run.
 
 An agent that runs has 0. Any other has ``1 + max`` over its in-edges (join ``all``) or ``1 + min``
-(join ``any``), where an edge that holds a mark counts 0 and one that does not counts its source's
-steps. An agent that holds its entry mark has at most 1. The aggregation is that of the Agent Step
-Graph (KVFlow, arXiv 2507.07400), extended to loops and to agents that cannot run.
+(join ``any``), where an edge that holds a mark counts 0, one that is used up infinitely many, and
+any other its source's steps. An agent that holds its entry mark has at most 1. The aggregation is
+that of the Agent Step Graph (KVFlow, arXiv 2507.07400), extended to loops and to agents that cannot
+run.
 
 On a cyclic graph this is a system of equations. It has one solution over the naturals and infinity:
 by induction on k, the agents of value k are settled by those of smaller value, and an agent that no
@@ -46,7 +47,7 @@ def compute_steps(marking: Marking, running: Collection[int]) -> tuple[float, ..
                 missing[agent] = _SETTLED
                 steps[agent] = 1
                 queue.append(agent)
-    unmarked_out = marking.unmarked_out
+    unmarked_out, used_up_sources = marking.unmarked_out, marking.used_up_sources
     all_successors: Sequence[Sequence[int]] = graph.successors
     for agent in queue:
         if agent in unmarked_out:
@@ -54,6 +55,8 @@ def compute_steps(marking: Marking, running: Collection[int]) -> tuple[float, ..
             if unmarked_out[agent] == 0:
                 continue
             successors: Sequence[int] = _unmarked_successors(marking, agent)
+        elif agent in used_up_sources:
+            successors = _unmarked_successors(marking, agent)
         else:
             successors = all_successors[agent]
         step = steps[agent] + 1
@@ -67,8 +70,12 @@ def compute_steps(marking: Marking, running: Collection[int]) -> tuple[float, ..
 
 
 def _unmarked_successors(marking: Marking, agent: int) -> list[int]:
-    target, by_edge = marking.graph.target, marking.by_edge
-    return [target[edge] for edge in marking.graph.out_edges[agent] if edge not in by_edge]
+    target, by_edge, used_up = marking.graph.target, marking.by_edge, marking.used_up
+    return [
+        target[edge]
+        for edge in marking.graph.out_edges[agent]
+        if edge not in by_edge and edge not in used_up
+    ]
 
 
 def steps_after_finish(steps: tuple[float, ...], agent: int, marking: Marking) -> tuple[float, ...]:
@@ -82,9 +89,10 @@ def steps_after_finish(steps: tuple[float, ...], agent: int, marking: Marking) -
         agent: the agent, not running and without an entry mark.
         marking: after the finish.
     """
-    graph, by_edge = marking.graph, marking.by_edge
+    graph, by_edge, used_up = marking.graph, marking.by_edge, marking.used_up
     counted = [
-        0 if edge in by_edge else steps[graph.source[edge]] for edge in graph.in_edges[agent]
+        0 if edge in by_edge else (INFINITE_STEPS if edge in used_up else steps[graph.source[edge]])
+        for edge in graph.in_edges[agent]
     ]
     if not counted:
         own = INFINITE_STEPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import get_args
 
@@ -14,6 +15,7 @@ from kvflow.graph.steps import compute_steps
 __all__ = ["check_agents_can_run", "check_declaration"]
 
 _MAX_NAMED = 50
+_ROUNDING = 1e-6
 _MAX_EXPLAINED = 10
 
 
@@ -43,6 +45,7 @@ def check_declaration(agents: Sequence[Agent], edges: Sequence[Edge], entry: Seq
                 f"{edge.source!r} -> {edge.target!r} is declared already, as edges[{first}]; "
                 "at most one edge, of one kind, may lead from one agent to another",
             )
+    _check_probabilities(edges)
     entry_positions: dict[str, int] = {}
     for i, agent_id in enumerate(entry):
         if agent_id not in positions:
@@ -71,6 +74,7 @@ def _check_agent(i: int, agent: Agent) -> None:
             ("agents", i, "fixed_prefix_tokens"),
             f"is {tokens!r}; it must be a number of tokens, 0 or more, or None if not known",
         )
+    _check_duration(("agents", i), agent.expected_duration_s)
 
 
 def _check_edge(i: int, edge: Edge, known: Collection[str]) -> None:
@@ -82,6 +86,48 @@ def _check_edge(i: int, edge: Edge, known: Collection[str]) -> None:
         raise InvalidInputError(
             ("edges", i, "kind"), f"is {edge.kind!r}; it must be 'always' or 'choice'"
         )
+    probability = edge.probability
+    if probability is not None and not 0 < probability <= 1:
+        raise InvalidInputError(
+            ("edges", i, "probability"),
+            f"is {probability!r}; it must be over 0 and at most 1, or None if not known; "
+            "leave out an edge that is never taken",
+        )
+    if probability is not None and probability < 1 and edge.kind == "always":
+        raise InvalidInputError(
+            ("edges", i, "probability"),
+            f"is {probability!r} on an edge of kind 'always', which every finish takes; "
+            "make it a 'choice', or leave the probability out",
+        )
+    _check_duration(("edges", i), edge.expected_duration_s)
+    limit = edge.max_iterations
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise InvalidInputError(
+            ("edges", i, "max_iterations"),
+            f"is {limit!r}; it must be a whole number, 1 or more, or None for any number",
+        )
+
+
+def _check_duration(path: tuple[str | int, ...], seconds: float | None) -> None:
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise InvalidInputError(
+            (*path, "expected_duration_s"),
+            f"is {seconds!r}; it must be a number of seconds, 0 or more, or None if not known",
+        )
+
+
+def _check_probabilities(edges: Sequence[Edge]) -> None:
+    """Of one source's choice edges: one finish takes one of them at most."""
+    sums: dict[str, float] = {}
+    for i, edge in enumerate(edges):
+        if edge.kind == "choice" and edge.probability is not None:
+            total = sums[edge.source] = sums.get(edge.source, 0.0) + edge.probability
+            if total > 1 + _ROUNDING:
+                raise InvalidInputError(
+                    ("edges", i, "probability"),
+                    f"makes those of {edge.source!r}'s choice edges add up to {total:g}; "
+                    "they are alternatives, so it must be at most 1",
+                )
 
 
 def _unknown_agent(agent_id: object, known: Collection[str]) -> str:

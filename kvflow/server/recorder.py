@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from kvflow.errors import EnvironmentProblemError
-from kvflow.protocol import AgentSpec, EdgeSpec, StepEvent
+from kvflow.graph_specs import graph_specs
+from kvflow.protocol import StepEvent
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.store import WorkflowRecord
 from kvflow.workload.recording_format import (
@@ -175,22 +176,13 @@ class FileRecorder:
 
 def _workflow_line(record: WorkflowRecord, at_s: float) -> RecordedWorkflow:
     graph = record.graph
+    agents, edges = graph_specs(graph)
     return RecordedWorkflow.model_construct(
         at_s=at_s,
         workflow_id=record.workflow_id,
         client_id=record.client_id,
         name=record.name,
-        agents=[
-            AgentSpec.model_construct(
-                agent_id=agent.agent_id,
-                join=agent.join,
-                fixed_prefix_tokens=agent.fixed_prefix_tokens,
-            )
-            for agent in graph.agents
-        ],
-        edges=[
-            EdgeSpec.model_construct(source=edge.source, target=edge.target, kind=edge.kind)
-            for edge in graph.edges
-        ],
+        agents=agents,
+        edges=edges,
         entry=list(graph.entry),
     )

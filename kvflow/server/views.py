@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvflow.protocol import AgentView, EdgeSpec, EventsResult, StepsView, WorkflowView
+from kvflow.graph_specs import edge_spec
+from kvflow.protocol import AgentView, EventsResult, StepsView, WorkflowView
 from kvflow.server.store import WorkflowRecord
 from kvflow.server.workflows import EventsApplied
 
@@ -24,15 +25,13 @@ def workflow_view(record: WorkflowRecord, now_s: float) -> WorkflowView:
                 agent_id=agent.agent_id,
                 join=agent.join,
                 fixed_prefix_tokens=agent.fixed_prefix_tokens,
+                expected_duration_s=agent.expected_duration_s,
                 running=record.state.running(agent.agent_id),
                 steps_to_execution=steps[agent.agent_id],
             )
             for agent in record.graph.agents
         ],
-        edges=[
-            EdgeSpec(source=edge.source, target=edge.target, kind=edge.kind)
-            for edge in record.graph.edges
-        ],
+        edges=[edge_spec(edge) for edge in record.graph.edges],
         entry=list(record.graph.entry),
         steps_started=record.state.steps_started,
         mispredictions=record.state.mispredictions,

@@ -11,7 +11,8 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from kvflow.errors import KVFlowError, WorkflowConflictError, WorkflowNotFoundError
-from kvflow.graph import Agent, AgentStepGraph, Edge, EventOutcome, GraphPool, WorkflowState
+from kvflow.graph import AgentStepGraph, EventOutcome, GraphPool, WorkflowState
+from kvflow.graph_specs import agents_from, edges_from
 from kvflow.protocol import StepEvent, WorkflowSpec
 from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
@@ -220,8 +221,7 @@ class Workflows:
         publish_closed(self._bus, record, reason)
 
     async def _fresh_record(self, spec: WorkflowSpec) -> WorkflowRecord:
-        agents = [Agent(a.agent_id, a.join, a.fixed_prefix_tokens) for a in spec.agents]
-        edges = [Edge(e.source, e.target, e.kind) for e in spec.edges]
+        agents, edges = agents_from(spec.agents), edges_from(spec.edges)
         if len(agents) + len(edges) > _LARGE_GRAPH:
             graph = await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
         else:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kvflow.errors import InvalidInputError
-from kvflow.graph import Agent, AgentStepGraph, Edge, GraphPool
+from kvflow.graph import AgentStepGraph, GraphPool
+from kvflow.graph_specs import agents_from, edges_from
 from kvflow.workload.base import Piece, Workload, WorkloadCall, WorkloadWorkflow
 from kvflow.workload.lines import parse_line, place, text_lines
 from kvflow.workload.trace_format import (
@@ -162,8 +163,8 @@ def _check_arrival(
 def _graph(here: str, line: GraphLine, graphs: GraphPool) -> AgentStepGraph:
     try:
         return graphs.graph(
-            [Agent(a.agent_id, a.join, a.fixed_prefix_tokens) for a in line.agents],
-            [Edge(e.source, e.target, e.kind) for e in line.edges],
+            agents_from(line.agents),
+            edges_from(line.edges),
             line.entry,
         )
     except InvalidInputError as error:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvflow.agent_sdk.declaration import DecoratedAgents, choice, declared_graph
+from kvflow.agent_sdk.declaration import DecoratedAgents, choice, declared_graph, edge
 from kvflow.errors import GraphError, InvalidInputError
 from kvflow.graph import Agent, AgentStepGraph, Edge
 
@@ -137,3 +137,23 @@ def test_declared_wrongly(
     with pytest.raises(InvalidInputError) as caught:
         declared_graph(agents, edges, entry)
     assert caught.value.field == field
+
+
+def test_edges_say_what_is_known_of_them() -> None:
+    agents = DecoratedAgents()
+    agents.add("plan", expected_duration_s=2.0)
+    agents.add("code", after=[edge("plan", expected_duration_s=0.5)], entry=False)
+    agents.add("retry", after=[choice("code", probability=0.3, max_iterations=2)])
+    assert agents.graph().agents[0].expected_duration_s == 2.0
+    assert agents.graph().edges == (
+        Edge("plan", "code", expected_duration_s=0.5),
+        Edge("code", "retry", "choice", 0.3, max_iterations=2),
+    )
+
+
+def test_a_wrong_probability_is_named() -> None:
+    agents = DecoratedAgents()
+    with pytest.raises(InvalidInputError, match=r"@agent\('b'\)\.after\[0\]\.probability"):
+        agents.add("b", after=[choice("a", probability=2.0)])
+    with pytest.raises(InvalidInputError, match=r"@agent\('b'\)\.expected_duration_s"):
+        agents.add("b", expected_duration_s=-1.0)

@@ -9,7 +9,8 @@ from kvflow.graph import Agent, AgentStepGraph, Edge, EdgeKind, Join, WorkflowSt
 
 
 def graph(agents: str, edges: str = "", entry: str = "") -> AgentStepGraph:
-    """Build a graph, e.g. ``graph("a b c|any", "a>b a?c", "a")``: ``>`` always, ``?`` choice."""
+    """Build a graph, e.g. ``graph("a b c|any", "a>b a?c c>a*3", "a")``: ``>`` always, ``?`` choice,
+    ``*3`` at most three times."""
     declared = []
     for word in agents.split():
         agent_id, _, join = word.partition("|")
@@ -17,8 +18,10 @@ def graph(agents: str, edges: str = "", entry: str = "") -> AgentStepGraph:
     connections = []
     for word in edges.split():
         kind: EdgeKind = "choice" if "?" in word else "always"
-        source, target = word.replace("?", ">").split(">")
-        connections.append(Edge(source, target, kind))
+        ends, _, limit = word.partition("*")
+        source, target = ends.replace("?", ">").split(">")
+        most = int(limit) if limit else None
+        connections.append(Edge(source, target, kind, max_iterations=most))
     return AgentStepGraph(declared, connections, entry.split() or [declared[0].agent_id])
 
 
@@ -31,12 +34,16 @@ def play(state: WorkflowState, events: str) -> WorkflowState:
     return state
 
 
+SOME_LIMITS = (None, None, 1, 2)
+
+
 @st.composite
 def declarations(
     draw: st.DrawFn,
     max_agents: int = 8,
     joins: tuple[Join, ...] = ("all", "any"),
     kinds: tuple[EdgeKind, ...] = ("always", "choice"),
+    limits: tuple[int | None, ...] = (None,),
 ) -> tuple[list[Agent], list[Edge], list[str]]:
     """Draw agents, edges and entry; some agents may never be able to run."""
     count = draw(st.integers(1, max_agents))
@@ -44,7 +51,12 @@ def declarations(
     agents = [Agent(agent_id, join=draw(st.sampled_from(joins))) for agent_id in ids]
     pairs = st.tuples(st.sampled_from(ids), st.sampled_from(ids))
     edges = [
-        Edge(source, target, draw(st.sampled_from(kinds)))
+        Edge(
+            source,
+            target,
+            draw(st.sampled_from(kinds)),
+            max_iterations=draw(st.sampled_from(limits)),
+        )
         for source, target in draw(st.lists(pairs, unique=True, max_size=3 * count))
     ]
     entry = draw(st.lists(st.sampled_from(ids), unique=True, min_size=1, max_size=3))
@@ -57,9 +69,10 @@ def graphs(
     max_agents: int = 8,
     joins: tuple[Join, ...] = ("all", "any"),
     kinds: tuple[EdgeKind, ...] = ("always", "choice"),
+    limits: tuple[int | None, ...] = (None,),
 ) -> AgentStepGraph:
     """Draw graphs that are accepted; agents that could never run are made entry agents."""
-    agents, edges, entry = draw(declarations(max_agents, joins, kinds))
+    agents, edges, entry = draw(declarations(max_agents, joins, kinds, limits))
     while True:
         try:
             return AgentStepGraph(agents, edges, entry)

@@ -25,6 +25,7 @@ class NaiveMarking:
         self.early: Counter[str] = Counter()
         self.ready: list[str] = []
         self.finishes = 0
+        self.taken: Counter[Edge] = Counter()
         self.mispredictions = 0
 
     def start(self, agent_id: str) -> bool:
@@ -54,7 +55,9 @@ class NaiveMarking:
     def _take_what_there_is(self, agent_id: str) -> None:
         if not self.early[agent_id]:
             marks = [mark for mark in self.marks if mark.edge.target == agent_id]
-            self._remove(list({mark.edge: mark for mark in reversed(marks)}.values()))
+            oldest = list({mark.edge: mark for mark in reversed(marks)}.values())
+            self._remove(oldest)
+            self._count(oldest)
 
     def _take_back(self) -> None:
         """Of the agent that could have started for the longest time."""
@@ -73,7 +76,11 @@ class NaiveMarking:
     def finish(self, agent_id: str) -> None:
         self.running[agent_id] -= 1
         self.finishes += 1
-        reached = [edge for edge in self.graph.edges if edge.source == agent_id]
+        reached = [
+            edge
+            for edge in self.graph.edges
+            if edge.source == agent_id and edge not in self.used_up()
+        ]
         self.marks += [Mark(edge, self.finishes) for edge in reached]
         for edge in reached:
             while self.early[edge.target] and self._take(edge.target):
@@ -87,7 +94,16 @@ class NaiveMarking:
             return True
         taken = self._needed(agent_id)
         self._remove(taken)
+        self._count(taken)
         return bool(taken)
+
+    def used_up(self) -> set[Edge]:
+        limited = [edge for edge in self.graph.edges if edge.max_iterations is not None]
+        return {edge for edge in limited if self.taken[edge] >= (edge.max_iterations or 0)}
+
+    def _count(self, taken: Sequence[Mark]) -> None:
+        self.taken.update(mark.edge for mark in taken)
+        self.marks = [mark for mark in self.marks if mark.edge not in self.used_up()]
 
     def _needed(self, agent_id: str) -> list[Mark]:
         """Return the marks that a start of the agent takes; none if they are not all there."""
@@ -116,7 +132,9 @@ class NaiveMarking:
 
     def _servable(self, agent_id: str) -> int:
         supply = [
-            sum(mark.edge == edge for mark in self.marks) + self.running[edge.source]
+            0
+            if edge in self.used_up()
+            else sum(mark.edge == edge for mark in self.marks) + self.running[edge.source]
             for edge in self._in_edges(agent_id)
         ]
         return sum(supply) if self.joins[agent_id] == "any" else min(supply, default=0)

@@ -14,11 +14,12 @@ def solve(
     running: Collection[str],
     entry_marks: Collection[str],
     marked: Collection[tuple[str, str]],
+    used_up: Collection[tuple[str, str]] = (),
 ) -> dict[str, float]:
     values: dict[str, float] = {agent.agent_id: math.inf for agent in agents}
     while True:
         after = {
-            agent.agent_id: _right_side(agent, edges, running, entry_marks, marked, values)
+            agent.agent_id: _right_side(agent, edges, running, entry_marks, marked, used_up, values)
             for agent in agents
         }
         if after == values:
@@ -32,12 +33,15 @@ def _right_side(
     running: Collection[str],
     entry_marks: Collection[str],
     marked: Collection[tuple[str, str]],
+    used_up: Collection[tuple[str, str]],
     values: dict[str, float],
 ) -> float:
     if agent.agent_id in running:
         return 0
     counted = [
-        0 if (edge.source, edge.target) in marked else values[edge.source]
+        0
+        if (edge.source, edge.target) in marked
+        else (math.inf if (edge.source, edge.target) in used_up else values[edge.source])
         for edge in edges
         if edge.target == agent.agent_id
     ]
@@ -53,4 +57,5 @@ def solve_state(state: WorkflowState) -> dict[str, float]:
         [agent_id for agent_id in state.graph.agent_ids if state.running(agent_id)],
         state.entry_marks(),
         state.marks(),
+        state.used_up(),
     )

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvflow.graph import AgentStepGraph, WorkflowState
 from kvflow.graph.marking import MAX_MARKS_PER_EDGE
-from tests.graph.builders import graph, graphs, play
+from tests.graph.builders import SOME_LIMITS, graph, graphs, play
 from tests.graph.naive_marking import NaiveMarking
 from tests.graph.oracle import solve_state
 
@@ -366,7 +367,7 @@ class MarkingMachine(RuleBasedStateMachine):
     state: WorkflowState
     model: NaiveMarking
 
-    @initialize(built=graphs(max_agents=6))
+    @initialize(built=graphs(max_agents=6) | graphs(max_agents=4, limits=SOME_LIMITS))
     def begin(self, built: AgentStepGraph) -> None:
         self.state = WorkflowState(built)
         self.model = NaiveMarking(built)
@@ -403,6 +404,7 @@ class MarkingMachine(RuleBasedStateMachine):
         marks = Counter((mark.edge.source, mark.edge.target) for mark in self.model.marks)
         assert self.state.marks() == marks
         assert self.state.entry_marks() == self.model.entry_marks
+        assert self.state.used_up() == {(e.source, e.target) for e in self.model.used_up()}
         assert self.state.mispredictions == self.model.mispredictions
         assert self.state.steps_to_execution() == solve_state(self.state)
 
@@ -440,3 +442,27 @@ def test_a_start_reported_just_before_a_finish_makes_no_difference(
     assert swapped.marks() == in_order.marks()
     assert swapped.entry_marks() == in_order.entry_marks()
     assert swapped.steps_to_execution() == in_order.steps_to_execution()
+
+
+def test_a_loop_leads_on_only_as_often_as_it_may_be_gone_round() -> None:
+    state = WorkflowState(graph("write check|any done|any", "write>check check?write*2 check?done"))
+    play(state, "+write -write +check -check +write -write +check -check")
+    assert state.used_up() == frozenset()
+    assert state.steps_to_execution() == {"write": 1, "check": 2, "done": 1}
+    play(state, "+write -write")
+    assert state.used_up() == {("check", "write")}
+    assert state.steps_to_execution() == {"write": math.inf, "check": 1, "done": 2}
+    play(state, "+check -check")
+    assert state.marks() == {("check", "done"): 1}
+    assert state.mispredictions == 0
+    play(state, "+write")
+    assert state.mispredictions == 1
+
+
+def test_a_copy_counts_on_its_own() -> None:
+    state = WorkflowState(graph("a|any b", "a>b b>a*1"))
+    play(state, "+a -a +b -b")
+    twin = state.copy()
+    play(twin, "+a")
+    assert (twin.used_up(), state.used_up()) == ({("b", "a")}, frozenset())
+    assert state.steps_to_execution()["a"] == 1

@@ -15,8 +15,16 @@ from kvflow.graph.networkx_io import from_networkx, to_networkx
 from tests.graph.builders import declarations, graph, graphs, play
 
 RICH = AgentStepGraph(
-    [Agent("a", fixed_prefix_tokens=700), Agent("b", "any", 0), Agent("c")],
-    [Edge("b", "b", "choice"), Edge("a", "b"), Edge("b", "c", "choice")],
+    [
+        Agent("a", fixed_prefix_tokens=700),
+        Agent("b", "any", 0),
+        Agent("c", expected_duration_s=2.5),
+    ],
+    [
+        Edge("b", "b", "choice", 0.25, max_iterations=3),
+        Edge("a", "b", expected_duration_s=1.5),
+        Edge("b", "c", "choice", 0.5),
+    ],
     ["a", "b"],
 )
 
@@ -26,8 +34,10 @@ def test_nodes_and_edges_carry_all_attributes() -> None:
     assert dict(exported.nodes(data=True)) == {
         "a": {"join": "all", "entry": True, "fixed_prefix_tokens": 700},
         "b": {"join": "any", "entry": True, "fixed_prefix_tokens": 0},
-        "c": {"join": "all", "entry": False},
+        "c": {"join": "all", "entry": False, "expected_duration_s": 2.5},
     }
+    assert exported.edges["b", "b"] == {"kind": "choice", "probability": 0.25, "max_iterations": 3}
+    assert exported.edges["a", "b"] == {"kind": "always", "expected_duration_s": 1.5}
     assert {(a, b): kind for a, b, kind in exported.edges(data="kind")} == {
         ("a", "b"): "always",
         ("b", "b"): "choice",

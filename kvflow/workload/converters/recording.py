@@ -15,7 +15,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kvflow.errors import InvalidInputError
-from kvflow.graph import Agent, AgentStepGraph, Edge, GraphPool
+from kvflow.graph import AgentStepGraph, GraphPool
+from kvflow.graph_specs import agents_from, edges_from
 from kvflow.protocol import StepEvent
 from kvflow.workload.base import Piece, WorkloadCall, WorkloadWorkflow
 from kvflow.workload.converters.defaults import FIXED_TOKENS, OUTPUT_TOKENS, prompt_of
@@ -124,8 +125,8 @@ def _parse(here: str, text: str) -> RecordingLine:
 def _graph(here: str, line: RecordedWorkflow, graphs: GraphPool) -> AgentStepGraph:
     try:
         return graphs.graph(
-            [Agent(a.agent_id, a.join, a.fixed_prefix_tokens) for a in line.agents],
-            [Edge(e.source, e.target, e.kind) for e in line.edges],
+            agents_from(line.agents),
+            edges_from(line.edges),
             line.entry,
         )
     except InvalidInputError as error:
