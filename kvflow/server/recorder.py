@@ -179,7 +179,7 @@ def _workflow_line(record: WorkflowRecord, at_s: float) -> RecordedWorkflow:
     agents, edges = graph_specs(graph)
     return RecordedWorkflow.model_construct(
         at_s=at_s,
-        workflow_id=record.workflow_id,
+        workflow_id=record.recorded_id,
         client_id=record.client_id,
         name=record.name,
         agents=agents,

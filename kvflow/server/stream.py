@@ -16,7 +16,7 @@ from typing import Final
 from kvflow.protocol import ClosedWorkflow, Delta, Heartbeat, Snapshot, WorkflowSteps
 from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
-from kvflow.server.store import WorkflowKey, WorkflowRecord
+from kvflow.server.store import StreamKey, WorkflowRecord
 
 __all__ = ["EngineStreams", "Subscription"]
 
@@ -75,7 +75,7 @@ class EngineStreams:
         self.bus = bus
         self.shutting_down = False
         self._clock = clock
-        self._live: dict[WorkflowKey, _Live] = {}
+        self._live: dict[StreamKey, _Live] = {}
         self._subscriptions: dict[Subscription, None] = {}
         self._connections = 0
 
@@ -84,14 +84,19 @@ class EngineStreams:
         """The connected engines, longest first."""
         return tuple(self._subscriptions)
 
+    @property
+    def live_workflows(self) -> int:
+        """How many workflows are live."""
+        return len(self._live)
+
     def publish(self, record: WorkflowRecord) -> None:
         """A workflow is new, or its state or deadline has changed. O(engines)."""
-        self._live[record.key] = _Live(record)
+        self._live[record.stream_key] = _Live(record)
         self.metrics.workflows.set(len(self._live))
         for subscription in self._subscriptions:
-            subscription.changed(record.key)
+            subscription.changed(record.stream_key)
 
-    def close(self, key: WorkflowKey) -> None:
+    def close(self, key: StreamKey) -> None:
         """A workflow was deleted or has expired. O(engines)."""
         self._live.pop(key, None)
         self.metrics.workflows.set(len(self._live))
@@ -128,7 +133,7 @@ class Subscription:
         self,
         streams: EngineStreams,
         engine_id: str,
-        live: dict[WorkflowKey, _Live],
+        live: dict[StreamKey, _Live],
         connected_at_s: float,
     ) -> None:
         self.engine_id = engine_id
@@ -138,10 +143,10 @@ class Subscription:
         self._streams = streams
         self._live = live
         # In the order of change. True: closed since last sent, whether or not it lives again.
-        self._dirty: dict[WorkflowKey, bool] = dict.fromkeys(live, False)
+        self._dirty: dict[StreamKey, bool] = dict.fromkeys(live, False)
         # What the engine holds. Only these are worth a "closed", so that workflows that come and
         # go while the connection is stuck leave nothing behind.
-        self._known: set[WorkflowKey] = set()
+        self._known: set[StreamKey] = set()
         # What lived at the start and is still to be sent, and whether the last message said so.
         self._first_state = set(live)
         self._said_more = False
@@ -151,11 +156,11 @@ class Subscription:
         """Workflows that changed and have not been sent."""
         return len(self._dirty)
 
-    def changed(self, key: WorkflowKey) -> None:
+    def changed(self, key: StreamKey) -> None:
         self._dirty.setdefault(key, False)
         self.wake.set()
 
-    def closed(self, key: WorkflowKey) -> None:
+    def closed(self, key: StreamKey) -> None:
         self._first_state.discard(key)
         if key in self._known:
             self._dirty[key] = True

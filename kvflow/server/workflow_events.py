@@ -22,12 +22,14 @@ _COUNTS: Final = ("prompt_tokens", "cached_tokens", "output_tokens")
 def publish_created(bus: EventBus, record: WorkflowRecord) -> None:
     """A workflow is new."""
     data = {**_who(record), "name": record.name, "ttl_s": record.ttl_s}
-    bus.publish("workflow.created", {**data, "agents": list(record.graph.agent_ids)})
+    data["agents"] = list(record.graph.agent_ids)
+    bus.publish("workflow.created", data, namespace=record.namespace)
 
 
 def publish_closed(bus: EventBus, record: WorkflowRecord, reason: str) -> None:
     """A workflow ended: ``deleted`` or ``expired``."""
-    bus.publish("workflow.closed", {**_who(record), "reason": reason})
+    data = {**_who(record), "reason": reason}
+    bus.publish("workflow.closed", data, namespace=record.namespace)
 
 
 def publish_steps(
@@ -51,7 +53,7 @@ def publish_steps(
             data["misprediction"] = outcome.misprediction
         else:
             data |= {name: getattr(event, name) for name in _COUNTS}
-        bus.publish(_KINDS[event.type], data)
+        bus.publish(_KINDS[event.type], data, namespace=record.namespace)
 
 
 def _who(record: WorkflowRecord) -> dict[str, Any]:

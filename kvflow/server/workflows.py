@@ -17,7 +17,7 @@ from kvflow.protocol import StepEvent, WorkflowSpec
 from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import Recorder
-from kvflow.server.store import WorkflowRecord, WorkflowStore
+from kvflow.server.store import WorkflowKey, WorkflowRecord, WorkflowStore
 from kvflow.server.stream import EngineStreams
 from kvflow.server.workflow_events import publish_closed, publish_created, publish_steps
 
@@ -76,18 +76,24 @@ class Workflows:
         self._recorder = recorder
         self._bus = bus
         self._graphs = GraphPool()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[WorkflowKey, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self) -> None:
         """Show the engines what the store holds. Once, before the first request."""
-        after: str | None = None
-        while records := await self._store.page(client_id=None, after=after, limit=_SWEEP_BATCH):
+        after: WorkflowKey | None = None
+        while records := await self._store.page(
+            namespace=None, client_id=None, after=after, limit=_SWEEP_BATCH
+        ):
             for record in records:
                 self._streams.publish(record)
-            after = records[-1].workflow_id
+            after = records[-1].key
 
-    async def create(self, spec: WorkflowSpec) -> tuple[WorkflowRecord, bool]:
+    async def create(
+        self, spec: WorkflowSpec, *, namespace: str = ""
+    ) -> tuple[WorkflowRecord, bool]:
         """Create a workflow; ``(record, whether it is new)``.
+
+        In a namespace of its own the workflow is that client's, whatever ``spec.client_id`` says.
 
         Creating what exists with the same content changes nothing but its deadline, which starts
         anew. The order of agents, edges and entry agents is not content.
@@ -97,9 +103,9 @@ class Workflows:
             WorkflowConflictError: it exists with other content.
             StoreFullError: there are too many workflows.
         """
-        fresh = await self._fresh_record(spec)
-        async with self._lock(fresh.workflow_id):
-            existing = await self._find(fresh.workflow_id)
+        fresh = await self._fresh_record(spec, namespace)
+        async with self._lock(fresh.key):
+            existing = await self._find(fresh.key)
             if existing is None:
                 await self._store.insert(fresh)
                 self._metrics.created.inc()
@@ -114,45 +120,65 @@ class Workflows:
             self._streams.publish(renewed)
             return renewed, False
 
-    async def get(self, workflow_id: str) -> WorkflowRecord:
+    async def get(self, workflow_id: str, *, namespace: str = "") -> WorkflowRecord:
         """The workflow.
 
         Raises:
             WorkflowNotFoundError: there is no live workflow with this id.
         """
-        record = await self._store.get(workflow_id)
+        key = (namespace, workflow_id)
+        record = await self._store.get(key)
         if record is None or record.expires_at_s <= self._clock():
-            async with self._lock(workflow_id):
-                record = await self._find(workflow_id)
+            async with self._lock(key):
+                record = await self._find(key)
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
         return record
 
     async def page(
-        self, *, client_id: str | None, after: str | None, limit: int
+        self,
+        *,
+        client_id: str | None,
+        after: str | None,
+        limit: int,
+        namespace: str | None = "",
     ) -> tuple[list[WorkflowRecord], str | None]:
         """At most ``limit`` workflows by id, and the ``after`` of the next page, if there is one.
 
         A page can have fewer than ``limit`` although more follow, as expired ones are left out.
+        With ``namespace`` of ``None`` it is over all of them, and ``after`` is
+        ``<namespace>/<workflow_id>``.
         """
-        records = await self._store.page(client_id=client_id, after=after, limit=limit + 1)
-        following = records[limit - 1].workflow_id if len(records) > limit else None
+        key: WorkflowKey | None = None
+        if after is not None:
+            within, _, last = after.rpartition("/")
+            key = (within if namespace is None else namespace, last)
+        records = await self._store.page(
+            namespace=namespace, client_id=client_id, after=key, limit=limit + 1
+        )
+        following: str | None = None
+        if len(records) > limit:
+            last_one = records[limit - 1]
+            following = last_one.workflow_id if namespace is not None else "/".join(last_one.key)
         now_s = self._clock()
         return [record for record in records[:limit] if record.expires_at_s > now_s], following
 
-    async def delete(self, workflow_id: str) -> None:
+    async def delete(self, workflow_id: str, *, namespace: str = "") -> None:
         """End the workflow.
 
         Raises:
             WorkflowNotFoundError: there is no live workflow with this id.
         """
-        async with self._lock(workflow_id):
-            record = await self._find(workflow_id)
+        key = (namespace, workflow_id)
+        async with self._lock(key):
+            record = await self._find(key)
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)
             await self._close(record, "deleted")
 
-    async def apply(self, workflow_id: str, events: Sequence[StepEvent]) -> EventsApplied:
+    async def apply(
+        self, workflow_id: str, events: Sequence[StepEvent], *, namespace: str = ""
+    ) -> EventsApplied:
         """Apply the events in order: all, or on any error none.
 
         The deadline starts anew even if every event is a duplicate. Costs O(events) and one
@@ -162,8 +188,9 @@ class Workflows:
             WorkflowNotFoundError: there is no live workflow with this id.
             EventRefusedError: an event names an unknown agent or does not fit the state.
         """
-        async with self._lock(workflow_id):
-            record = await self._find(workflow_id)
+        key = (namespace, workflow_id)
+        async with self._lock(key):
+            record = await self._find(key)
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)
             started_s = time.perf_counter()
@@ -176,7 +203,7 @@ class Workflows:
             self._streams.publish(updated)
             paired = zip(events, outcomes, strict=True)
             if new := [event for event, outcome in paired if not outcome.duplicate]:
-                self._recorder.applied(workflow_id, new)
+                self._recorder.applied(updated.recorded_id, new)
             publish_steps(self._bus, updated, events, outcomes)
         for event, outcome in zip(events, outcomes, strict=True):
             self._metrics.events.labels(event.type, _outcome_name(outcome)).inc()
@@ -193,34 +220,34 @@ class Workflows:
         swept = 0
         while expired := await self._store.expired(self._clock(), _SWEEP_BATCH):
             for record in expired:
-                async with self._lock(record.workflow_id):
+                async with self._lock(record.key):
                     # It may have had an event, or be another by now, since it was listed.
-                    current = await self._store.get(record.workflow_id)
+                    current = await self._store.get(record.key)
                     if current is not None and current.expires_at_s <= self._clock():
                         await self._close(current, "expired")
                         swept += 1
             await asyncio.sleep(0)
         return swept
 
-    def _lock(self, workflow_id: str) -> asyncio.Lock:
-        return self._locks.setdefault(workflow_id, asyncio.Lock())
+    def _lock(self, key: WorkflowKey) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
 
-    async def _find(self, workflow_id: str) -> WorkflowRecord | None:
+    async def _find(self, key: WorkflowKey) -> WorkflowRecord | None:
         """The workflow if it lives; one whose time is over ends here. Called under its lock."""
-        record = await self._store.get(workflow_id)
+        record = await self._store.get(key)
         if record is not None and record.expires_at_s <= self._clock():
             await self._close(record, "expired")
             return None
         return record
 
     async def _close(self, record: WorkflowRecord, reason: str) -> None:
-        await self._store.delete(record.workflow_id)
+        await self._store.delete(record.key)
         self._metrics.closed.labels(reason).inc()
-        self._streams.close(record.key)
-        self._recorder.closed(record.workflow_id, reason)
+        self._streams.close(record.stream_key)
+        self._recorder.closed(record.recorded_id, reason)
         publish_closed(self._bus, record, reason)
 
-    async def _fresh_record(self, spec: WorkflowSpec) -> WorkflowRecord:
+    async def _fresh_record(self, spec: WorkflowSpec, namespace: str) -> WorkflowRecord:
         agents, edges = agents_from(spec.agents), edges_from(spec.edges)
         if len(agents) + len(edges) > _LARGE_GRAPH:
             graph = await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
@@ -228,12 +255,13 @@ class Workflows:
             graph = self._graphs.graph(agents, edges, spec.entry)
         return WorkflowRecord(
             workflow_id=spec.workflow_id or f"wf-{uuid.uuid4().hex}",
-            client_id=spec.client_id,
+            client_id=namespace or spec.client_id,
             name=spec.name,
             ttl_s=spec.ttl_s,
             graph=graph,
             state=WorkflowState(graph),
             expires_at_s=self._clock() + spec.ttl_s,
+            namespace=namespace,
         )
 
 

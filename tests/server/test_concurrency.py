@@ -10,7 +10,7 @@ import pytest
 
 from kvflow.protocol import StepEvent
 from kvflow.server import Service, ServiceSettings, build_service
-from kvflow.server.store import MemoryStore, WorkflowRecord
+from kvflow.server.store import MemoryStore, WorkflowKey, WorkflowRecord
 from tests.server.workflow_bodies import cycle, started
 
 
@@ -27,15 +27,15 @@ class SuspendingStore(MemoryStore):
         await super().update(record, events)
         await asyncio.sleep(0)
 
-    async def get(self, workflow_id: str) -> WorkflowRecord | None:
+    async def get(self, key: WorkflowKey) -> WorkflowRecord | None:
         await asyncio.sleep(0)
-        found = await super().get(workflow_id)
+        found = await super().get(key)
         await asyncio.sleep(0)
         return found
 
-    async def delete(self, workflow_id: str) -> None:
+    async def delete(self, key: WorkflowKey) -> None:
         await asyncio.sleep(0)
-        await super().delete(workflow_id)
+        await super().delete(key)
         await asyncio.sleep(0)
 
 

@@ -32,7 +32,12 @@ def finished(agent_id: str, step_id: str | None = None) -> dict[str, Any]:
 
 
 def record(
-    workflow_id: str, *, client_id: str = "c", expires_at_s: float = 100.0, agent_id: str = "a"
+    workflow_id: str,
+    *,
+    client_id: str = "c",
+    expires_at_s: float = 100.0,
+    agent_id: str = "a",
+    namespace: str = "",
 ) -> WorkflowRecord:
     """A workflow of an agent that loops to itself."""
     agent = Agent(agent_id, join="any", fixed_prefix_tokens=7)
@@ -45,4 +50,5 @@ def record(
         graph=graph,
         state=WorkflowState(graph),
         expires_at_s=expires_at_s,
+        namespace=namespace,
     )

@@ -10,10 +10,13 @@ from kvflow.errors import KVFlowError
 from kvflow.graph import INFINITE_STEPS, AgentStepGraph, WorkflowState
 from kvflow.protocol import StepEvent
 
-__all__ = ["StoreFullError", "WorkflowKey", "WorkflowRecord", "WorkflowStore"]
+__all__ = ["StoreFullError", "StreamKey", "WorkflowKey", "WorkflowRecord", "WorkflowStore"]
 
 WorkflowKey = tuple[str, str]
-"""``(client_id, workflow_id)``."""
+"""``(namespace, workflow_id)``: what a store keeps a workflow under."""
+
+StreamKey = tuple[str, str]
+"""``(client_id, workflow_id)``: what engines know a workflow by."""
 
 
 class StoreFullError(KVFlowError):
@@ -33,6 +36,9 @@ class WorkflowRecord:
 
     ``state`` belongs to the record and is never changed: an update copies it, applies its events
     to the copy and makes a new record. Times are in seconds of the service's clock.
+
+    ``namespace`` is where ``workflow_id`` is unique: ``""`` in a service without keys, else the
+    ``client_id`` of the key.
     """
 
     workflow_id: str
@@ -42,10 +48,20 @@ class WorkflowRecord:
     graph: AgentStepGraph
     state: WorkflowState
     expires_at_s: float
+    namespace: str = ""
 
     @property
     def key(self) -> WorkflowKey:
+        return (self.namespace, self.workflow_id)
+
+    @property
+    def stream_key(self) -> StreamKey:
         return (self.client_id, self.workflow_id)
+
+    @property
+    def recorded_id(self) -> str:
+        """The ``workflow_id`` in a recording, where there are no namespaces."""
+        return f"{self.namespace}:{self.workflow_id}" if self.namespace else self.workflow_id
 
     @property
     def version(self) -> int:
@@ -70,32 +86,37 @@ class WorkflowStore(Protocol):
     """
 
     async def insert(self, record: WorkflowRecord) -> None:
-        """Keep a workflow whose id is not in the store.
+        """Keep a workflow whose key is not in the store.
 
         Raises:
             StoreFullError: the store holds as many workflows as it may.
         """
 
     async def update(self, record: WorkflowRecord, events: Sequence[StepEvent]) -> None:
-        """Replace the record with the same ``workflow_id``.
+        """Replace the record with the same key.
 
         ``events`` led from the old record to the new one, in order (none: only ``expires_at_s``
         has changed, and it never moves back). A durable store may write these, as applying them
         again to ``WorkflowState(record.graph)`` gives the same state, or the state as a whole.
         """
 
-    async def get(self, workflow_id: str) -> WorkflowRecord | None:
+    async def get(self, key: WorkflowKey) -> WorkflowRecord | None:
         """The workflow, or ``None``."""
 
-    async def delete(self, workflow_id: str) -> None:
+    async def delete(self, key: WorkflowKey) -> None:
         """Forget the workflow, which is in the store."""
 
     async def page(
-        self, *, client_id: str | None, after: str | None, limit: int
+        self,
+        *,
+        namespace: str | None,
+        client_id: str | None,
+        after: WorkflowKey | None,
+        limit: int,
     ) -> list[WorkflowRecord]:
-        """At most ``limit`` workflows with ids greater than ``after``, in the order of their ids.
+        """At most ``limit`` workflows with keys greater than ``after``, in the order of their keys.
 
-        ``client_id`` of ``None`` means any.
+        ``None`` means any namespace, or any client.
         """
 
     async def expired(self, now_s: float, limit: int) -> list[WorkflowRecord]:

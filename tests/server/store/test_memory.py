@@ -14,14 +14,14 @@ async def test_insert_get_update_delete() -> None:
     store = MemoryStore(10)
     first = record("w")
 
-    assert await store.get("w") is None
+    assert await store.get(("", "w")) is None
     await store.insert(first)
-    assert await store.get("w") is first
+    assert await store.get(("", "w")) is first
     renewed = replace(first, expires_at_s=200.0)
     await store.update(renewed, ())
-    assert await store.get("w") is renewed
-    await store.delete("w")
-    assert await store.get("w") is None
+    assert await store.get(("", "w")) is renewed
+    await store.delete(("", "w"))
+    assert await store.get(("", "w")) is None
     assert await store.count() == 0
 
 
@@ -31,7 +31,8 @@ async def test_page_is_ordered_and_filtered() -> None:
         await store.insert(record(name, client_id=client_id))
 
     async def ids(client_id: str | None, after: str | None, limit: int) -> list[str]:
-        page = await store.page(client_id=client_id, after=after, limit=limit)
+        key = None if after is None else ("", after)
+        page = await store.page(namespace="", client_id=client_id, after=key, limit=limit)
         return [one.workflow_id for one in page]
 
     assert await ids(None, None, 10) == ["a", "b", "c", "d"]
@@ -54,9 +55,9 @@ async def test_expired_goes_by_the_present_deadline() -> None:
     assert await expired(10.0) == ["early"]
     assert await expired(20.0) == ["early", "renewed"]
     assert await expired(99.0, limit=2) == ["early", "renewed"]
-    await store.delete("early")
+    await store.delete(("", "early"))
     assert await expired(99.0) == ["renewed", "late"]
-    await store.delete("renewed")
+    await store.delete(("", "renewed"))
     await store.insert(record("renewed", expires_at_s=50.0))
     assert await expired(49.0) == ["late"]
 
@@ -67,7 +68,7 @@ async def test_deadlines_of_deleted_workflows_do_not_pile_up() -> None:
 
     for _ in range(5000):
         await store.insert(record("w", expires_at_s=1e9))
-        await store.delete("w")
+        await store.delete(("", "w"))
 
     assert len(store._deadlines) < 2000
     assert [one.workflow_id for one in await store.expired(2.0, 10)] == ["stays"]
