@@ -31,6 +31,7 @@ __all__ = [
     "CacheTier",
     "EngineList",
     "EngineReport",
+    "EngineSummary",
     "EngineTotals",
     "EngineView",
     "EventsResult",
@@ -41,6 +42,7 @@ __all__ = [
     "Identifier",
     "Problem",
     "PrefixPlacement",
+    "RecentFigures",
     "ReportReceipt",
     "RequestMetadata",
     "STEPS_PARAMS_KEY",
@@ -427,6 +429,44 @@ class ReportReceipt(_Lenient):
     )
 
 
+class RecentFigures(_Lenient):
+    """What was counted in a stretch of time, by one engine or by all."""
+
+    hit_rate: float | None = Field(description="Of the prompt tokens, 0 to 1; null: no prompts.")
+    first_token_p50_s: float | None = Field(description="At the engine: queue and prefill.")
+    first_token_p95_s: float | None
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    device_hit_tokens: int
+    host_hit_tokens: int
+    storage_hit_tokens: int
+    evicted_device_tokens: int
+    evicted_host_tokens: int
+    prefetch_used_tokens: int
+    prefetch_wasted_tokens: int
+
+
+class EngineSummary(_Lenient):
+    """An engine's last report, without where the prefixes are."""
+
+    model: str
+    engine_version: str
+    plugin_version: str
+    uptime_s: float
+    reported_ago_s: float
+    lease_left_s: float = Field(description="0: the engine has stopped reporting.")
+    waiting_requests: int
+    running_requests: int
+    device: CacheTier | None
+    host: CacheTier | None
+    storage: bool
+    agents: int = Field(description="Agents of which it is known where their prefix is.")
+    agents_known: int
+    totals: EngineTotals
+    recent: RecentFigures = Field(description="The last minute.")
+
+
 class EngineView(_Lenient):
     """One engine connected to the stream."""
 
@@ -434,6 +474,9 @@ class EngineView(_Lenient):
     connected_for_s: float
     last_seq: int = Field(description="Sequence number of the last message handed to it.")
     pending: int = Field(description="Workflows that changed and have not been sent to it yet.")
+    report: EngineSummary | None = Field(
+        default=None, description="null: it does not report, or has stopped ten minutes ago."
+    )
 
 
 class EngineList(_Lenient):

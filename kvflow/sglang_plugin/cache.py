@@ -61,6 +61,7 @@ class KVFlowRadixCache(ShortCheckpoints):
         self.kvflow_changed = True
         self.kvflow_timelines: Timelines | None = None
         self.kvflow_paths: OrderedDict[int, TokenPath] = OrderedDict()
+        self.kvflow_fixed_tokens: dict[int, int] = {}
         self._paths_tokens = 0
         self._backing_up = False
         self.kvflow_transfers = TransfersAhead(self)
@@ -315,6 +316,9 @@ class KVFlowRadixCache(ShortCheckpoints):
         metadata = parse_metadata(req.sampling_params.custom_params)
         prompt_tokens = len(req.origin_input_ids)
         hit_tokens = min(req.cached_tokens, prompt_tokens)
+        self.kvflow_metrics.found(
+            *(getattr(req, f"cached_tokens_{tier}", 0) for tier in ("device", "host", "storage"))
+        )
         if metadata is None:
             self.kvflow_metrics.served("none", prompt_tokens, hit_tokens)
             return
@@ -366,6 +370,7 @@ class KVFlowRadixCache(ShortCheckpoints):
         fixed_path = self._cut(path, lesson.fixed_tokens)
         self.tree_core.ownership.mark_seen(path)
         self._assign(prefix_owner, fixed_path)
+        self.kvflow_fixed_tokens[prefix_owner.number] = lesson.fixed_tokens
         fixed = tokens[: lesson.fixed_tokens]
         self._remember_path(prefix_owner, fixed, req.extra_key, salt)
         history_owner = self.kvflow_weights.history_owner(
@@ -534,6 +539,7 @@ class KVFlowRadixCache(ShortCheckpoints):
     def _owner_dropped(self, owner: Owner[Any]) -> None:
         self._assign(owner, ())
         self._forget_path(owner.number)
+        self.kvflow_fixed_tokens.pop(owner.number, None)
 
     def _report_state(self) -> None:
         weights = self.kvflow_weights

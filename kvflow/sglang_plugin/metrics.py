@@ -40,6 +40,7 @@ class EngineMetrics(Protocol):
 
     def evicted(self, tier: Tier, kind: NodeKind, tokens: int) -> None: ...
     def served(self, agent_class: AgentClass, query_tokens: int, hit_tokens: int) -> None: ...
+    def found(self, device_tokens: int, host_tokens: int, storage_tokens: int) -> None: ...
     def decided(self, tier: Tier, seconds: float) -> None: ...
     def state(self, updates_applied: int, lease_held: bool, live_workflows: int) -> None: ...
     def prefetched(self, copy: Copy, tokens: int, kv_bytes: int) -> None: ...
@@ -56,6 +57,9 @@ class NoMetrics:
         """Report nothing."""
 
     def served(self, agent_class: AgentClass, query_tokens: int, hit_tokens: int) -> None:
+        """Report nothing."""
+
+    def found(self, device_tokens: int, host_tokens: int, storage_tokens: int) -> None:
         """Report nothing."""
 
     def decided(self, tier: Tier, seconds: float) -> None:
@@ -177,6 +181,9 @@ class _PrometheusMetrics:
         self._requests.labels(self._model, agent_class).inc()
         self._queried.labels(self._model, agent_class).inc(query_tokens)
         self._hit.labels(self._model, agent_class).inc(hit_tokens)
+
+    def found(self, device_tokens: int, host_tokens: int, storage_tokens: int) -> None:
+        """SGLang has it: ``sglang:cached_tokens_total``, by ``cache_source``."""
 
     def decided(self, tier: Tier, seconds: float) -> None:
         self._decision.labels(self._model, tier).observe(seconds)

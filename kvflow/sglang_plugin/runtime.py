@@ -22,6 +22,8 @@ from kvflow.sglang_plugin.settings import PluginSettings
 if TYPE_CHECKING:
     from kvflow.sglang_plugin.cache import KVFlowRadixCache
     from kvflow.sglang_plugin.foresight import Foresight
+    from kvflow.sglang_plugin.metrics import EngineMetrics
+    from kvflow.sglang_plugin.reporting import Reporting
     from kvflow.sglang_plugin.schedule import StatusAwareScheduling
     from kvflow.sglang_plugin.timelines import Timelines
 
@@ -59,6 +61,7 @@ class PluginRuntime:
         self._tick_s = 0.0
         self._rates = Rates()
         self._timelines: Timelines | None = None
+        self._reporting: Reporting | None = None
         self._polled_s = 0.0
         self._prefills: deque[tuple[float, int]] = deque(maxlen=8)
         self._polled_fd: int | None = None
@@ -98,7 +101,8 @@ class PluginRuntime:
 
         from kvflow.sglang_plugin.cache import KVFlowRadixCache
         from kvflow.sglang_plugin.foresight import Foresight
-        from kvflow.sglang_plugin.metrics import prometheus_metrics
+        from kvflow.sglang_plugin.metrics import NoMetrics, prometheus_metrics
+        from kvflow.sglang_plugin.reporting import Reporting
         from kvflow.sglang_plugin.schedule import StatusAwareScheduling
         from kvflow.sglang_plugin.timelines import Timelines
         from kvflow.sglang_plugin.tree import KVFlowFullComponent
@@ -115,8 +119,14 @@ class PluginRuntime:
         }
         select_tree_core(params, BACKEND)
         cache = _build(registry, ctx, KVFlowRadixCache)
+        metrics: EngineMetrics = NoMetrics()
         if params.enable_metrics and ctx.tp_rank == 0:
-            cache.report_to(prometheus_metrics(served_model_name(ctx.server_args)))
+            metrics = prometheus_metrics(served_model_name(ctx.server_args))
+        if ctx.tp_rank == 0 and params.pp_rank == 0:
+            model = served_model_name(ctx.server_args)
+            self._reporting = Reporting.of(self._settings, metrics, model)
+            metrics = metrics if self._reporting is None else self._reporting.tally
+        cache.report_to(metrics)
         if cache.cache_controller is not None:
             complete_fences(cache.cache_controller, ctx.tp_worker.model_runner.forward_stream)
         self._pp_rank = params.pp_rank
@@ -146,6 +156,8 @@ class PluginRuntime:
             self._channel = ServiceChannel(self._settings.service_url, self._settings)
             self._channel.start()
         self._poll_timelines()
+        if self._reporting is not None:
+            self._reporting.poll(self._cache, self._scheduler)
         messages = self._channel.take() if self._channel is not None else []
         if self._needs_tick():
             self._tick_s = time.monotonic()
@@ -196,6 +208,8 @@ class PluginRuntime:
                 custom_params = getattr(sampling_params, "custom_params", None)
                 if self._timelines is not None:
                     self._timelines.arrived(request, custom_params)
+                if self._reporting is not None:
+                    self._reporting.arrived(request)
                 if custom_params:
                     self._guarded(cache.apply_request_hints, custom_params)
                     self._guarded(cache.called, custom_params)
@@ -220,6 +234,8 @@ class PluginRuntime:
         """After a batch: how long a prefill took is worth knowing. Returns None: no change."""
         if self._timelines is not None:
             self._timelines.batch_done(batch)
+        if self._reporting is not None and batch.forward_mode.is_extend():
+            self._reporting.prefilled(batch)
         if batch.forward_mode.is_extend() and self._prefills:
             formed_s, tokens = self._prefills.popleft()
             if self._foresight is not None and tokens >= MIN_TIMED_PREFILL_TOKENS:
@@ -251,6 +267,8 @@ class PluginRuntime:
         if self._channel is not None and self._polled_fd is None:
             self._polled_fd = self._channel.wake_fd
             sleeper.poller.register(self._polled_fd, POLLIN)
+        if self._reporting is not None and self._reporting.gathering:
+            return None
         if self._foresight is not None and self._foresight.pending:
             if not self._cache.kvflow_changed:
                 sleeper.poller.poll(REPLAN_MS)

@@ -14,6 +14,7 @@ from kvflow.errors import InvalidInputError
 __all__ = ["PluginSettings"]
 
 DEFAULT_SERVICE_URL = "http://127.0.0.1:8100"
+DEFAULT_REPORT_INTERVAL_S = 2.0
 _OFF = ("", "off", "none")
 
 
@@ -32,6 +33,8 @@ class PluginSettings:
         admission_overcommit: ``KVFLOW_ADMISSION_OVERCOMMIT``; None (``off``) or the ratio of live
             context to device pool above which whole workflows are held back.
         prefetch_max_tokens: ``KVFLOW_PREFETCH_MAX_TOKENS``: device loads under way at most.
+        report_interval_s: ``KVFLOW_REPORT_INTERVAL_S``: how often the service is told what the
+            cache holds; None (``0`` or ``off``) for never.
         trace_dir: ``KVFLOW_TRACE_DIR``: where ``kvflow trace`` asks for traces; None for none.
     """
 
@@ -43,6 +46,7 @@ class PluginSettings:
     load: Literal["auto", "load", "recompute"] = "auto"
     admission_overcommit: float | None = None
     prefetch_max_tokens: int = 8192
+    report_interval_s: float | None = DEFAULT_REPORT_INTERVAL_S
     trace_dir: Path | None = None
 
     @classmethod
@@ -78,6 +82,12 @@ class PluginSettings:
             prefetch_max_tokens=int(
                 _positive(env, "KVFLOW_PREFETCH_MAX_TOKENS", "number of tokens", "8192") or 8192
             ),
+            report_interval_s=None
+            if env.get("KVFLOW_REPORT_INTERVAL_S", "").strip().lower() in ("0", "off", "none")
+            else _positive(
+                env, "KVFLOW_REPORT_INTERVAL_S", "number of seconds", "2, or 0 for no reports"
+            )
+            or DEFAULT_REPORT_INTERVAL_S,
             trace_dir=Path(env["KVFLOW_TRACE_DIR"]) if env.get("KVFLOW_TRACE_DIR") else None,
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Literal, Protocol
 
 from kvflow.eviction import Conversation, Owner
 from kvflow.graph import INFINITE_STEPS, StepsIndex
 from kvflow.prefetch import PredictionTrust
 from kvflow.protocol import RequestMetadata
+from kvflow.sglang_plugin.anticipation import StartMemory
 from kvflow.sglang_plugin.control import (
     ControlMessage,
     LeaseLost,
@@ -78,6 +80,7 @@ class WorkflowWeights:
         self._owners: dict[int, Owner[Any]] = {}
         self._owners_made = 0
         self.trust = PredictionTrust()
+        self._starts = StartMemory()
         self.observer: StepsObserver | None = None
         self._service: dict[WorkflowKey, int] = {}
         self._not_in_snapshot: set[WorkflowKey] | None = None
@@ -144,6 +147,19 @@ class WorkflowWeights:
             for node in owner.nodes
         }
 
+    def called_last(self, limit: int) -> list[tuple[AgentKey, Hashable]]:
+        """Agents with their cache namespaces, the one called last first, at most ``limit``."""
+        return list(islice(reversed(self._prefix_owners), limit))
+
+    @property
+    def prefixes_known(self) -> int:
+        """How many fixed prefixes have an owner."""
+        return len(self._prefix_owners)
+
+    def known_prefix_owner(self, agent: AgentKey, namespace: Hashable) -> Owner[Any] | None:
+        """The owner of the agent's fixed prefix, if there is one. Changes nothing."""
+        return self._prefix_owners.get((agent, namespace))
+
     def running(self, key: WorkflowKey) -> list[str]:
         """The agents that run in the workflow now."""
         return [agent for agent, steps in self._told.get(key, {}).items() if steps == 0]
@@ -153,8 +169,18 @@ class WorkflowWeights:
         return self._told.keys()
 
     def called(self, key: WorkflowKey, agent_id: str) -> None:
-        """A request of the agent has arrived."""
+        """A request of the agent has arrived.
+
+        If it is ahead of the event that tells of the agent's start, the steps that came with its
+        last start hold until the service says more.
+        """
         self._trust_changed(self.trust.called(key, agent_id))
+        told = self._told.get(key)
+        if told is None or told.get(agent_id, INFINITE_STEPS) == 0:
+            return
+        expected = self._starts.recall(self.trust.family(key), agent_id)
+        if expected is not None:
+            self._believe(key, expected)
 
     def prefetched(self, key: WorkflowKey, *, used: bool) -> None:
         """Something prefetched for the workflow was read, or was evicted unread."""
@@ -309,9 +335,11 @@ class WorkflowWeights:
             self.observer.ended(key)
 
     def _update(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
+        before = self._told.get(key)
         self._told[key] = steps
         changed = self.trust.update(key, steps)
-        self._believe(key)
+        self._starts.learn(self.trust.family(key), before, steps)
+        self._believe(key, steps)
         self._trust_changed([other for other in changed if other != key])
         if self.observer is not None:
             self.observer.steps_changed(key, steps)
@@ -319,11 +347,11 @@ class WorkflowWeights:
     def _trust_changed(self, keys: Iterable[WorkflowKey]) -> None:
         for key in keys:
             if key in self._told:
-                self._believe(key)
+                self._believe(key, self._told[key])
 
-    def _believe(self, key: WorkflowKey) -> None:
+    def _believe(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
         """Let the workflow's steps govern what they are trusted to govern."""
-        steps, trust = self._told[key], self.trust.trust(key)
+        trust = self.trust.trust(key)
         if trust == "none":
             self._after_change(key, self._steps.remove(*key))
         else:

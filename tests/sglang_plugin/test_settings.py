@@ -20,6 +20,13 @@ def test_defaults() -> None:
     assert settings.admission_overcommit is None
     assert settings.prefetch_max_tokens == 8192
     assert settings.trace_dir is None
+    assert settings.report_interval_s == 2.0
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", None), ("off", None), ("0.5", 0.5), ("", 2.0)])
+def test_reports_come_at_an_interval_or_not_at_all(text: str, seconds: float | None) -> None:
+    settings = PluginSettings.from_env({"KVFLOW_REPORT_INTERVAL_S": text})
+    assert settings.report_interval_s == seconds
 
 
 @pytest.mark.parametrize("off", ["off", "OFF", "none", ""])
@@ -36,6 +43,7 @@ def test_service_can_be_off(off: str) -> None:
         ("KVFLOW_LEASE_S", "0"),
         ("KVFLOW_LEASE_S", "inf"),
         ("KVFLOW_PREFETCH", "yes"),
+        ("KVFLOW_REPORT_INTERVAL_S", "-1"),
         ("KVFLOW_LOAD", "never"),
         ("KVFLOW_ADMISSION_OVERCOMMIT", "on"),
         ("KVFLOW_ADMISSION_OVERCOMMIT", "-1"),
