@@ -46,9 +46,16 @@ POLICY_OF: Final[Mapping[str, PolicyName]] = {
 }
 
 ENGINE: Final = EngineModel(
-    max_running_requests=8, chunked_prefill_tokens=4096, max_prefill_tokens=16_384
+    max_running_requests=8,
+    chunked_prefill_tokens=4096,
+    max_prefill_tokens=16_384,
+    receive_s=0.002,
 )
-"""``kvflow engine`` on a CPU: its flags, and SGLang's defaults where the memory is not a GPU's."""
+"""``kvflow engine`` on a CPU: its flags, and SGLang's defaults where the memory is not a GPU's.
+
+How long receiving a request takes is a guess of its order: what matters is that it takes any time,
+as the scheduler then begins with the first of several requests alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)

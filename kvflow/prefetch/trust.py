@@ -8,7 +8,7 @@ first and its eviction priorities second, and gets both back once they hold agai
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -126,6 +126,11 @@ class PredictionTrust:
         """What the workflow's predictions may govern; ``full`` if it is not known."""
         workflow = self._workflows.get(key)
         return "full" if workflow is None else workflow.family.trust
+
+    def family(self, key: _Key) -> Hashable | None:
+        """The same object for all live workflows of one family; None if it is not known."""
+        workflow = self._workflows.get(key)
+        return None if workflow is None else workflow.family
 
     def update(self, key: _Key, steps: Mapping[str, float]) -> list[_Key]:
         """Take the present steps-to-execution of all agents of a workflow.

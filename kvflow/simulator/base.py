@@ -56,6 +56,9 @@ class EngineModel:
         prefetch_max_tokens: KVFlow's ``KVFLOW_PREFETCH_MAX_TOKENS``.
         hint_s: from a step's start or finish until the engine knows of it.
         client_s: what the client and the way there and back take, for each call.
+        receive_s: what the engine's front end (HTTP, tokenizer) takes for a request, one after the
+            other, before the scheduler has it. With any such time the first of several requests
+            that are sent at once is scheduled alone, if the engine is idle.
         host_for_all: let every policy use the host tier.
     """
 
@@ -69,6 +72,7 @@ class EngineModel:
     prefetch_max_tokens: int = 8192
     hint_s: float = 0.0
     client_s: float = 0.0
+    receive_s: float = 0.0
     host_for_all: bool = False
 
 

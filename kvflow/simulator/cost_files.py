@@ -45,6 +45,7 @@ class _Costs(BaseModel):
     fetch: _Link
     prefill_overhead_s: _Seconds = 0.0
     prefill_s_per_cached_pair: _Seconds = 0.0
+    decode_batched_s: _Seconds = 0.0
 
 
 def written_cost_model(costs: CostModel) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class CostModel:
             fitted to an engine, a request's way there and back is in it.
         prefill_s_per_cached_pair: for each pair among the tokens that have their KV already. 0 but
             for engines whose attention computes those again, as SGLang's ``torch_native`` does.
+        decode_batched_s: what a decode step of more than one request takes in addition, however
+            many they are. 0 on a GPU; on a CPU one request alone is multiplied by other kernels.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CostModel:
     fetch: Link
     prefill_overhead_s: float = 0.0
     prefill_s_per_cached_pair: float = 0.0
+    decode_batched_s: float = 0.0
 
     def prefill_s(self, parts: Iterable[tuple[int, int]]) -> float:
         """Time of a prefill step; 0 if it has no new tokens.
@@ -87,6 +90,7 @@ class CostModel:
         return (
             self.step_overhead_s
             + self.decode_step_s
+            + (self.decode_batched_s if sequences > 1 else 0.0)
             + self.decode_s_per_sequence * sequences
             + self.decode_s_per_context_token * context_tokens
         )

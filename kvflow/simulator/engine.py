@@ -56,13 +56,24 @@ class Engine:
         self._coming_tokens = 0
         # How many running requests begin a new page at each remainder of the decode step's number.
         self._page_starts = [0] * cache.page_tokens
+        self._receive_s = engine.receive_s
+        self._received_s = 0.0
         self._wake = env.event()
         self.prefill_steps = 0
         self.decode_steps = 0
         env.process(self._run())
 
     def send(self, request: Request) -> None:
-        """A request for the next step."""
+        """A request, for the next step after it was received."""
+        if not self._receive_s:
+            self._arrive(request)
+            return
+        now_s = self._env.now
+        self._received_s = max(now_s, self._received_s) + self._receive_s
+        event = self._env.timeout(self._received_s - now_s)
+        event.callbacks.append(lambda _: self._arrive(request))
+
+    def _arrive(self, request: Request) -> None:
         self._arrived.append(request)
         if not self._wake.triggered:
             self._wake.succeed()

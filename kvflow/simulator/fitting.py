@@ -68,7 +68,8 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
     of several lengths, and some after a cached prefix. What a request takes besides its steps (the
     way to the engine and back) is in the prefills' times. What is fixed in both a prefill and a
     decode step becomes ``step_overhead_s``, what either has more of ``prefill_overhead_s`` or
-    ``decode_step_s``.
+    ``decode_step_s``. With decodes of one, two and more sequences at a time, what any batch takes
+    beyond one sequence alone is told from what each sequence adds.
 
     Raises:
         ValueError: too few samples of a kind to tell its coefficients.
@@ -90,8 +91,13 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         ],
         [s.seconds for s in prefills],
     )
-    decode_fixed_s, per_sequence_s, per_context_s = _coefficients(
-        [[1.0, s.sequences, s.context_tokens] for s in decodes], [s.seconds for s in decodes]
+    told_apart = len({s.sequences for s in decodes}) > 2
+    decode_fixed_s, batched_s, per_sequence_s, per_context_s = _coefficients(
+        [
+            [1.0, float(told_apart and s.sequences > 1), s.sequences, s.context_tokens]
+            for s in decodes
+        ],
+        [s.seconds for s in decodes],
     )
     overhead_s = min(prefill_fixed_s, decode_fixed_s)
     return CostModel(
@@ -108,6 +114,7 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
         fetch=_link(samples.fetches),
         prefill_overhead_s=prefill_fixed_s - overhead_s,
         prefill_s_per_cached_pair=per_cached_pair_s,
+        decode_batched_s=batched_s,
     )
 
 
@@ -131,6 +138,7 @@ def mean_of(first: CostModel, second: CostModel) -> CostModel:
         fetch=_mean_link(first.fetch, second.fetch),
         prefill_overhead_s=middle("prefill_overhead_s"),
         prefill_s_per_cached_pair=middle("prefill_s_per_cached_pair"),
+        decode_batched_s=middle("decode_batched_s"),
     )
 
 

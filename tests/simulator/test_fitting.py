@@ -29,6 +29,7 @@ TRUTH = CostModel(
     write=Link(1e9),
     fetch=Link(5_000.0, 0.02),
     prefill_s_per_cached_pair=1.5e-6,
+    decode_batched_s=0.03,
 )
 
 
@@ -46,7 +47,7 @@ def samples(truth: CostModel, noise: float = 0.0) -> Samples:
     decodes = [
         DecodeSample(n, n * context, timed(truth.decode_s(n, n * context)))
         for n in (1, 2, 4)
-        for context in (64, 800, 1500)
+        for context in (64, 400, 800, 1500)
     ]
     loads = [CopySample(n, timed(truth.load.seconds(n))) for n in (160, 320, 640)]
     fetches = [CopySample(n, timed(truth.fetch.seconds(n))) for n in (160, 640)]
@@ -58,7 +59,7 @@ def test_exact_samples_give_the_coefficients_back() -> None:
     for name in (
         *("step_overhead_s", "prefill_s_per_token", "prefill_s_per_token_pair"),
         *("decode_step_s", "decode_s_per_sequence", "decode_s_per_context_token"),
-        "prefill_s_per_cached_pair",
+        *("prefill_s_per_cached_pair", "decode_batched_s"),
     ):
         assert getattr(found, name) == pytest.approx(getattr(TRUTH, name), rel=1e-6), name
     for copy in ("load", "fetch"):

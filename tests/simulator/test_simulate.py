@@ -135,6 +135,15 @@ def test_hints_and_clients_take_their_time() -> None:
     assert slower.wall_s == pytest.approx(plain.wall_s + 3 * 0.5)
 
 
+def test_requests_sent_at_once_are_received_one_after_the_other() -> None:
+    """Then the first is prefilled alone, and the others find what it evicted gone."""
+    pair = [ring_workflow(1, 1, name=name) for name in "vw"]
+    together = simulate(workload(*pair, concurrency=2), sizes(1000), COSTS, "lru")
+    engine = EngineModel(receive_s=1e-4)
+    apart = simulate(workload(*pair, concurrency=2), sizes(1000), COSTS, "lru", engine=engine)
+    assert (together.prefill_steps, apart.prefill_steps) == (1, 2)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_same_again_gives_the_same(policy: PolicyName) -> None:
     def once() -> object:
