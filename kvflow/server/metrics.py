@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvflow import __version__
+
 __all__ = ["MeasureRequests", "ServiceMetrics"]
 
 _UPDATE_BUCKETS: Final = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -24,6 +26,9 @@ class ServiceMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        Gauge("kvflow_build_info", "Always 1.", ["version"], registry=self.registry).labels(
+            __version__
+        ).set(1)
         self.workflows = Gauge("kvflow_workflows", "Live workflows.", registry=self.registry)
         self.created = Counter(
             "kvflow_workflows_created_total", "Workflows created.", registry=self.registry
@@ -74,6 +79,13 @@ class ServiceMetrics:
             "kvflow_recording_lines_total",
             "Lines for the recording (KVFLOW_RECORD), by outcome: written or dropped.",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.refused = Counter(
+            "kvflow_requests_refused_total",
+            "Requests refused for their key or client, by reason: missing, unknown, expired, "
+            "revoked, attempts (too many failed from one address), scope or rate.",
+            ["reason"],
             registry=self.registry,
         )
         self.requests = Counter(
