@@ -10,10 +10,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from benchmarks.markdown import Result, machine, table
 from benchmarks.plugin import tables as plugin
 from benchmarks.simulation import tables as simulation
 
@@ -23,13 +24,6 @@ ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 DOCUMENTS: Final = ("README.md", "docs/results.md", "docs/measurements.md")
 _BLOCK: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Result = Mapping[str, Any]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def demo(result: Result) -> str:
@@ -55,7 +49,7 @@ def demo(result: Result) -> str:
     versions = result["versions"]
     identical = "identical" if result["outputs_identical"] else "NOT identical"
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n{settings['agents']} agents in a cycle, {settings['rounds']} rounds, prompts of "
         f"{settings['median_prompt_tokens']:.0f} tokens (median), {settings['model']} in float32 "
         f"on {hardware['cores']} cores ({hardware['cpu']}), SGLang {versions['sglang']}. "
@@ -114,7 +108,7 @@ def graph_steps(result: Result) -> str:
         ]
         for run in result["updates"]
     ]
-    return _table(["50 agents", "edges", "median"], rows) + _machine(result)
+    return table(["50 agents", "edges", "median"], rows) + machine(result)
 
 
 def prefetch_link(result: Result) -> str:
@@ -134,10 +128,10 @@ def prefetch_link(result: Result) -> str:
     ]
     settings = result["settings"]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n{settings['agents']} agents in a cycle, prefixes of {settings['prefix_tokens']} "
         f"tokens, device pool of {settings['device_tokens']:,}, host pool "
-        f"{settings['hicache_ratio']:g} times that. {_outputs(result)}\n" + _machine(result)
+        f"{settings['hicache_ratio']:g} times that. {_outputs(result)}\n" + machine(result)
     )
 
 
@@ -161,10 +155,10 @@ def prefetch_storage(result: Result) -> str:
     ]
     settings = result["settings"]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n{settings['agents']} agents in a cycle, prefixes of {settings['prefix_words']} "
         f"tokens, device pool of {settings['device_tokens']:,}. {_outputs(result)}\n"
-        + _machine(result)
+        + machine(result)
     )
 
 
@@ -192,9 +186,9 @@ def prefetch_wrong_graph(result: Result) -> str:
         *("predictions right", "loaded ahead"),
     ]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n{result['settings']['pairs']} pairs of rounds each. {_outputs(result)}\n"
-        + _machine(result)
+        + machine(result)
     )
 
 
@@ -218,9 +212,9 @@ def prefetch_admission(result: Result) -> str:
     ]
     settings = result["settings"]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n{settings['workflows']} workflows at once, {settings['steps']} calls each, device "
-        f"pool of {settings['device_tokens']:,} tokens. {_outputs(result)}\n" + _machine(result)
+        f"pool of {settings['device_tokens']:,} tokens. {_outputs(result)}\n" + machine(result)
     )
 
 
@@ -242,16 +236,6 @@ def _wall_s(run: Result, name: str) -> float:
 
 def _outputs(result: Result) -> str:
     return f"Outputs of all arms: {'' if result['outputs_identical'] else 'NOT '}identical."
-
-
-def _machine(result: Result) -> str:
-    environment = result["environment"]
-    sglang = environment["packages"].get("sglang")
-    version = f", SGLang {sglang}" if sglang else ""
-    return (
-        f"\n{environment['cpu_model']}, {environment['cpu_cores']} cores, "
-        f"{environment['python']}{version}.\n"
-    )
 
 
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
@@ -280,9 +264,9 @@ def rendered(text: str) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        file, table = TABLES[match[2]]
+        file, render = TABLES[match[2]]
         path = RESULTS / file
-        made = table(json.loads(path.read_text())) if path.is_file() else "Not measured yet.\n"
+        made = render(json.loads(path.read_text())) if path.is_file() else "Not measured yet.\n"
         return match[1] + made + match[3]
 
     return _BLOCK.sub(block, text)

@@ -1,8 +1,7 @@
 """What one eviction costs: KVFlow's tree core beside SGLang's two, in one run. A part of ``micro``.
 
-``python -m benchmarks.plugin.eviction`` evicts one leaf at a time out of 10^3, 10^4 and 10^5 and
-writes ``benchmarks/results/plugin_eviction.json``. KVFlow's leaves are weighted ones (each owned by
-an agent with its own steps), the dearer case; the host tier is measured in the same way.
+One leaf at a time is evicted out of many. KVFlow's leaves are weighted ones (each owned by an agent
+with its own steps), the dearer case; the host tier is measured in the same way.
 """
 
 from __future__ import annotations
@@ -11,20 +10,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import describe_environment, write_result
 from benchmarks.plugin.samples import RAW_SAMPLES
 from kvflow.eviction import Owner
 from tests.sglang_plugin.caches import Core, build_cache, evict, evict_host, insert, insert_host
 
-LEAVES = (1_000, 10_000, 100_000)
 CORES: tuple[Core, ...] = ("python", "rust", "kvflow")
-EVICTIONS = 200
-EVICTIONS_AT_MOST_S = 20.0
 SEED = 11
-RESULT = Path(__file__).parents[1] / "results" / "plugin_eviction.json"
 
 Tier = str
 
@@ -58,8 +51,8 @@ def measure(
     core: Core,
     tier: Tier,
     leaves: int,
-    evictions: int = EVICTIONS,
-    at_most_s: float = EVICTIONS_AT_MOST_S,
+    evictions: int,
+    at_most_s: float,
 ) -> dict[str, Any]:
     """Evict one leaf at a time, ``evictions`` of them or as many as fit into the time."""
     cache, insert_us = fill(core, tier, leaves)
@@ -88,24 +81,3 @@ def thinned(row: dict[str, Any]) -> dict[str, Any]:
     """A row with at most a few of its samples."""
     every = -(-len(row["evict_ms"]) // RAW_SAMPLES)
     return {**row, "evict_ms": [float(f"{ms:.4g}") for ms in row["evict_ms"][::every]]}
-
-
-def main() -> None:
-    rows = []
-    for leaves in LEAVES:
-        for tier in ("device", "host"):
-            for core in CORES:
-                row = measure(core, tier, leaves)
-                rows.append(row)
-                print(
-                    f"{leaves:>7} {tier:<6} {core:<6} evict {row['evict_ms_median']:.4f} ms "
-                    f"(p99 {row['evict_ms_p99']:.4f})  insert {row['insert_us_mean']:.0f} us",
-                    flush=True,
-                )
-    write_result(
-        RESULT, {"environment": describe_environment(), "seed": SEED, "measurements": rows}
-    )
-
-
-if __name__ == "__main__":
-    main()

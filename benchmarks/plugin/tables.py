@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from benchmarks.markdown import Result, machine, table
 
 __all__ = ["TABLES"]
 
-Result = Mapping[str, Any]
 
 CORES: Final = ("python", "rust", "kvflow")
 ARMS: Final = ("rust", "python", "kvflow-idle", "kvflow")
@@ -36,7 +37,7 @@ def eviction(result: Result) -> str:
         for tier in ("device", "host")
         for count in leaves
     ]
-    return _table(["evict one leaf: median (p99)", *_CORE_HEAD], rows) + _machine(result)
+    return table(["evict one leaf: median (p99)", *_CORE_HEAD], rows) + machine(result)
 
 
 def trees(result: Result) -> str:
@@ -51,7 +52,7 @@ def trees(result: Result) -> str:
         for row in result["trees"]
     ]
     head = ["median (p99)", *_CORE_HEAD, "KVFlow over Rust"]
-    return _table(head, rows) + _machine(result)
+    return table(head, rows) + machine(result)
 
 
 def hints(result: Result) -> str:
@@ -65,7 +66,7 @@ def hints(result: Result) -> str:
         rows.append([f"message with new steps of one, {of}", _time(row["one_us"])])
         if row["workflows"] > 1:
             rows.append([f"message with new steps of all, {of}", _time(row["all_us"])])
-    return _table(["", "median (p99)"], rows) + _machine(result)
+    return table(["", "median (p99)"], rows) + machine(result)
 
 
 def hooks(result: Result) -> str:
@@ -74,7 +75,7 @@ def hooks(result: Result) -> str:
         [f"{row['tiers']}, {row['live_workflows']} live workflows", _time(row["us"])]
         for row in result["hooks"]
     ]
-    return _table(["all hooks of one scheduler step", "median (p99)"], rows) + _machine(result)
+    return table(["all hooks of one scheduler step", "median (p99)"], rows) + machine(result)
 
 
 def requests(result: Result) -> str:
@@ -98,11 +99,11 @@ def requests(result: Result) -> str:
     ]
     one = result["requests"][0]["computed"]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\nComputed, not measured: time of {one['model']} on one {one['gpu'].upper()} for such "
         f"a request in a batch of {one['batch']}, and KVFlow's time beyond the Rust core's as a "
         "share of it. SGLang overlaps the scheduler with the GPU; the share is lost where it "
-        "cannot.\n" + _machine(result)
+        "cannot.\n" + machine(result)
     )
 
 
@@ -129,9 +130,9 @@ def engine(result: Result) -> str:
     ]
     identical = all(row["outputs_identical"] for row in result["engine"])
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n{result['engine'][0]['turns']} bursts each, in turn, on a one-layer model of width "
-        f"64. Outputs of all arms: {'' if identical else 'NOT '}identical.\n" + _machine(result)
+        f"64. Outputs of all arms: {'' if identical else 'NOT '}identical.\n" + machine(result)
     )
 
 
@@ -143,20 +144,6 @@ def _time(figures: Result | None) -> str:
 
 def _scaled(us: float) -> str:
     return f"{us:.1f} us" if us < 100 else f"{us:,.0f} us" if us < 10_000 else f"{us / 1e3:,.1f} ms"
-
-
-def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _machine(result: Result) -> str:
-    environment = result["environment"]
-    return (
-        f"\n{environment['cpu_model']}, {environment['cpu_cores']} cores, "
-        f"{environment['python']}, SGLang {environment['packages']['sglang']}.\n"
-    )
 
 
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {

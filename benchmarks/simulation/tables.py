@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
+
+from benchmarks.markdown import Result, table
 
 __all__ = ["paper", "policies", "policy_goals", "speed", "validation"]
 
-Result = Mapping[str, Any]
 
 _TITLES: Final[Mapping[str, str]] = {
     "lru": "SGLang",
@@ -15,11 +16,6 @@ _TITLES: Final[Mapping[str, str]] = {
     "kvflow-eviction": "KVFlow, eviction only",
     "kvflow": "KVFlow",
 }
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def validation(result: Result) -> str:
@@ -47,7 +43,7 @@ def validation(result: Result) -> str:
         sum(row[name] for row in result["rows"]) for name in ("hit_rate_met", "wall_met")
     )
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\nWithin {goals['points']:g} points: {hits} of {total}. Wall time within "
         f"{goals['wall']:.0%}: {walls} of {total}. Drift: how much longer a prefill took after the "
         f"run than before it. {environment['cpu_model']}, {environment['cpu_cores']} cores, "
@@ -79,7 +75,7 @@ def policies(result: Result) -> str:
             *(f"{tiers}: hit rate", *names, "bound"),
             *("KVFlow over bound", "over clairvoyant", "throughput over LRU"),
         ]
-        parts.append(_table(head, rows))
+        parts.append(table(head, rows))
     settings = result["settings"]
     return "\n".join(parts) + (
         f"\nSimulated, not measured: {settings['gpu'].upper()}, {settings['model']}, right hints. "
@@ -113,7 +109,7 @@ def policy_goals(result: Result) -> str:
         ]
         for goal in result["goals"]
     ]
-    return _table(["KVFlow with", "goal", "met", "worst", "missed"], rows)
+    return table(["KVFlow with", "goal", "met", "worst", "missed"], rows)
 
 
 def paper(result: Result) -> str:
@@ -132,7 +128,7 @@ def paper(result: Result) -> str:
     head = ["speed-up", "published", *(f"simulated, link: {link}" for link in links), "source"]
     settings = result["settings"]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\nSimulated, not measured: SGLang 0.5.23 as modelled, {settings['agents']} agents, "
         f"{settings['runs']} runs. The published figures are of the authors' system on SGLang "
         "0.4.4. In brackets: least and most of the configurations that a mean stands for.\n"
@@ -162,9 +158,7 @@ def speed(result: Result) -> str:
     ]
     environment = result["environment"]
     head = ["policy", "calls", "time", "rate", "peak memory at a tenth", "in the end"]
-    return (
-        _table(head, rows) + f"\nOne core. {environment['cpu_model']}, {environment['python']}.\n"
-    )
+    return table(head, rows) + f"\nOne core. {environment['cpu_model']}, {environment['python']}.\n"
 
 
 def _megabytes(size: float | None) -> str:
