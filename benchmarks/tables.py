@@ -93,6 +93,45 @@ def demo_sentence(result: Result) -> str:
     )
 
 
+def bench(result: Result) -> str:
+    """``kvflow bench``: all arms of one scenario."""
+    over = {ratio["arm"]: ratio["wall_s"] for ratio in result["ratios"] if ratio["to"] == "lru"}
+    rows = []
+    for arm in result["arms"]:
+        summary = arm["summary"]
+        bound = summary["bound_hit_rate"]
+        rows.append(
+            [
+                f"**{arm['title']}**" if arm["settings"]["kvflow"] else arm["title"],
+                f"{summary['hit_rate']:.1%}",
+                "" if bound is None else f"{bound:.1%}",
+                *(f"{summary[name]:.2f} s" for name in ("ttft_p50_s", "ttft_p95_s")),
+                f"{summary['wall_s']['median']:.1f} s",
+                _range(over.get(arm["name"])),
+            ]
+        )
+    head = [
+        *("", "hit rate", "best possible", "TTFT p50", "TTFT p95", "wall (median)"),
+        "times as fast as LRU",
+    ]
+    cache, repeats = result["scenario"]["cache"], result["settings"]["repeats"]
+    hardware, versions = (result["environment"][name] for name in ("hardware", "versions"))
+    host = f", host of {cache['host_tokens']:,}" if cache["host_tokens"] else ""
+    return (
+        table(head, rows)
+        + f"\n{result['scenario']['description']} Device of {cache['device_tokens']:,} tokens"
+        f"{host}. "
+        f"{repeats} repeats each, in turn. {_outputs(result)}\n\n{hardware['cpu']}, "
+        f"{hardware['cores']} cores, SGLang {versions['sglang']}, {result['settings']['model']}.\n"
+    )
+
+
+def _range(figures: Result | None) -> str:
+    if figures is None:
+        return ""
+    return f"{figures['median']:.2f} ({figures['min']:.2f} to {figures['max']:.2f})"
+
+
 def graph_steps(result: Result) -> str:
     """Cost of steps-to-execution."""
     rows = [
@@ -241,6 +280,7 @@ def _outputs(result: Result) -> str:
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "demo": ("demo.json", demo),
     "demo_sentence": ("demo.json", demo_sentence),
+    "bench_ring_hicache": ("bench_ring_hicache.json", bench),
     "graph_steps": ("graph_steps.json", graph_steps),
     "prefetch_link": ("prefetch_link.json", prefetch_link),
     "prefetch_link_unslowed": ("prefetch_link_unslowed.json", prefetch_link),
