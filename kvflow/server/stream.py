@@ -9,16 +9,18 @@ never the last one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from kvflow.protocol import ClosedWorkflow, Delta, Heartbeat, Snapshot, WorkflowSteps
 from kvflow.server.event_bus import EventBus
+from kvflow.server.hints import HintEffect, HintOverlay
 from kvflow.server.metrics import ServiceMetrics
-from kvflow.server.store import StreamKey, WorkflowRecord
+from kvflow.server.store import StoredState, StreamKey, WorkflowRecord
 
-__all__ = ["EngineStreams", "Subscription"]
+__all__ = ["EngineStreams", "StateWatcher", "Subscription"]
 
 # Some 100 workflows of 50 agents, which take a few milliseconds to encode: how long one message may
 # keep everything else waiting.
@@ -28,30 +30,35 @@ _MESSAGE_CHARS: Final = 128 * 1024
 class _Live:
     """A workflow's present state, encoded once however many engines it goes to."""
 
-    __slots__ = ("_json", "_record")
+    __slots__ = ("_json", "_overlay", "record")
 
-    def __init__(self, record: WorkflowRecord) -> None:
-        self._record = record
+    def __init__(self, record: WorkflowRecord | StoredState, overlay: HintOverlay) -> None:
+        self.record = record
+        self._overlay = overlay
         self._json: str | None = None
 
     @property
     def json(self) -> str:
         if self._json is None:
-            record = self._record
-            # Not checked again: the values are our own, and checking takes longer than encoding.
-            self._json = WorkflowSteps.model_construct(
-                client_id=record.client_id,
-                workflow_id=record.workflow_id,
-                version=record.version,
-                ttl_s=record.ttl_s,
-                steps_to_execution=record.wire_steps(),
-                fixed_prefix_tokens={
-                    agent.agent_id: agent.fixed_prefix_tokens
-                    for agent in record.graph.agents
-                    if agent.fixed_prefix_tokens is not None
-                },
-            ).model_dump_json()
+            key, self._json = self.record.stream_key, self.record.steps_json()
+            if key in self._overlay:
+                told = WorkflowSteps.model_validate_json(self._json)
+                told.steps_to_execution = dict(self._overlay.steps(key, told.steps_to_execution))
+                self._json = told.model_dump_json()
         return self._json
+
+    def encoded(self) -> bytes:
+        return self.json.encode()
+
+
+class StateWatcher(Protocol):
+    """Is told of every workflow's state, as engines are. Neither method waits nor raises."""
+
+    def changed(self, key: StreamKey, state: Callable[[], bytes]) -> None:
+        """A workflow is new or has changed; calling ``state`` makes its ``WorkflowSteps``."""
+
+    def closed(self, key: StreamKey) -> None:
+        """A workflow was deleted or has expired."""
 
 
 class EngineStreams:
@@ -76,7 +83,10 @@ class EngineStreams:
         self.shutting_down = False
         self._clock = clock
         self._live: dict[StreamKey, _Live] = {}
+        self._live_by_client: Counter[str] = Counter()
+        self._overlay = HintOverlay()
         self._subscriptions: dict[Subscription, None] = {}
+        self._watchers: list[StateWatcher] = []
         self._connections = 0
 
     @property
@@ -89,19 +99,68 @@ class EngineStreams:
         """How many workflows are live."""
         return len(self._live)
 
-    def publish(self, record: WorkflowRecord) -> None:
+    def live_of(self, client_id: str) -> int:
+        """How many live workflows this client has. O(1)."""
+        return self._live_by_client[client_id]
+
+    def keys(self) -> tuple[StreamKey, ...]:
+        """All live workflows."""
+        return tuple(self._live)
+
+    def publish(self, record: WorkflowRecord | StoredState) -> None:
         """A workflow is new, or its state or deadline has changed. O(engines)."""
-        self._live[record.stream_key] = _Live(record)
+        if record.stream_key not in self._live:
+            self._live_by_client[record.client_id] += 1
+        self._live[record.stream_key] = _Live(record, self._overlay)
         self.metrics.workflows.set(len(self._live))
         for subscription in self._subscriptions:
             subscription.changed(record.stream_key)
+        for watcher in self._watchers:
+            watcher.changed(record.stream_key, self._live[record.stream_key].encoded)
 
     def close(self, key: StreamKey) -> None:
         """A workflow was deleted or has expired. O(engines)."""
-        self._live.pop(key, None)
+        if self._live.pop(key, None) is not None:
+            self._live_by_client[key[0]] -= 1
+            if not self._live_by_client[key[0]]:
+                del self._live_by_client[key[0]]
+        self._overlay.drop(key)
         self.metrics.workflows.set(len(self._live))
         for subscription in self._subscriptions:
             subscription.closed(key)
+        for watcher in self._watchers:
+            watcher.closed(key)
+
+    def hint(
+        self, key: StreamKey, agent_ids: Collection[str], effect: HintEffect, until_s: float
+    ) -> bool:
+        """Let these agents of a live workflow look nearer or further away for a time.
+
+        False if there are too many hints; then none of these was taken.
+        """
+        if key not in self._live or not self._overlay.has_room(key, len(agent_ids)):
+            return False
+        for agent_id in agent_ids:
+            self._overlay.put(key, agent_id, effect, until_s)
+        self.publish(self._live[key].record)
+        return True
+
+    def forget_hints(self, key: StreamKey, agent_ids: Collection[str]) -> None:
+        """Take back what was said of these agents."""
+        for agent_id in agent_ids:
+            self._overlay.forget(key, agent_id)
+        if key in self._live:
+            self.publish(self._live[key].record)
+
+    def expire_hints(self) -> None:
+        """Tell engines of the workflows whose hints are over. O(hints that are)."""
+        for key in sorted(self._overlay.expire(self._clock())):
+            if key in self._live:
+                self.publish(self._live[key].record)
+
+    def watch(self, watcher: StateWatcher) -> None:
+        """Tell ``watcher`` of everything that is published from now on."""
+        self._watchers.append(watcher)
 
     def shut_down(self) -> None:
         """End all streams, and those to come after their snapshot."""
