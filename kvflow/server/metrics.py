@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow import __version__
+from kvflow.server.call_metrics import CallMetrics
 
 __all__ = ["MeasureRequests", "ServiceMetrics"]
 
@@ -88,6 +89,7 @@ class ServiceMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self.calls = CallMetrics(self.registry)
         self.requests = Counter(
             "kvflow_http_requests_total",
             "HTTP requests, by method, route and status.",
