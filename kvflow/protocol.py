@@ -13,9 +13,10 @@ Three surfaces:
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "CUSTOM_PARAMS_KEY",
@@ -46,6 +47,7 @@ __all__ = [
     "ReportReceipt",
     "RequestMetadata",
     "STEPS_PARAMS_KEY",
+    "TRACEPARENT",
     "Snapshot",
     "StepEvent",
     "StepsView",
@@ -57,6 +59,8 @@ __all__ = [
 
 CUSTOM_PARAMS_KEY: Final = "kvflow"
 STEPS_PARAMS_KEY: Final = "kvflow_steps"
+TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C trace context: version, trace, span, flags."""
 DEFAULT_CLIENT_ID: Final = "default"
 DEFAULT_TTL_S: Final = 600.0
 DEFAULT_LEASE_S: Final = 10.0
@@ -74,6 +78,7 @@ Identifier = Annotated[
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_TTL_S, allow_inf_nan=False)]
 TokenCount = Annotated[int, Field(ge=0, le=10_000_000)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_TTL_S, allow_inf_nan=False)]
+SecondsMap = dict[str, Annotated[float, Field(ge=0)] | None]
 StepsMap = dict[str, Annotated[int, Field(ge=0)] | None]
 
 
@@ -188,6 +193,15 @@ class WorkflowList(_Lenient):
     next_page: str | None = Field(default=None, description="Pass as ?page= for the rest.")
 
 
+def _checked_traceparent(value: str) -> str:
+    if TRACEPARENT.fullmatch(value) is None:
+        raise ValueError("must be a W3C traceparent: 00-<32 hex digits>-<16>-<2>, in lower case")
+    return value
+
+
+Traceparent = Annotated[str, AfterValidator(_checked_traceparent)]
+
+
 class StepEvent(_Strict):
     """An agent's step started or finished."""
 
@@ -208,6 +222,10 @@ class StepEvent(_Strict):
     )
     output_tokens: TokenCount | None = Field(
         default=None, description="With step_finished: length of the answer."
+    )
+    traceparent: Traceparent | None = Field(
+        default=None,
+        description="W3C trace context of the step's span; the service's spans go below it.",
     )
 
     @model_validator(mode="after")
@@ -238,6 +256,12 @@ class StepsView(_Lenient):
 
     version: int
     steps_to_execution: StepsMap
+    expected_s_to_execution: SecondsMap | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="Seconds until each agent is expected to run; null for one that cannot. "
+        "Absent if no durations are known, neither declared nor learned.",
+    )
 
 
 class Problem(_Lenient):
@@ -268,6 +292,12 @@ class WorkflowSteps(_Lenient):
     ttl_s: float
     steps_to_execution: StepsMap
     fixed_prefix_tokens: dict[str, int] = {}
+    expected_s_to_execution: SecondsMap | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="Seconds until each agent is expected to run, when this was sent; null for one "
+        "that cannot. Absent if no durations are known.",
+    )
 
 
 class ClosedWorkflow(_Lenient):
@@ -491,6 +521,10 @@ class Health(_Lenient):
     status: Literal["ok", "ready"]
 
 
+def _text_or_none(value: object) -> object:
+    return value if isinstance(value, str) else None
+
+
 class RequestMetadata(_Lenient):
     """``custom_params["kvflow"]`` of a generation request.
 
@@ -506,6 +540,7 @@ class RequestMetadata(_Lenient):
     steps_to_execution: StepsMap | None = None
     version: int | None = None
     ttl_s: TtlSeconds = DEFAULT_TTL_S
+    traceparent: Annotated[str | None, BeforeValidator(_text_or_none)] = None
 
 
 Problem.model_rebuild()

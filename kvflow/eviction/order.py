@@ -43,7 +43,8 @@ def eviction_key(kind: NodeKind, steps: float, depth_tokens: int, recency: float
     Args:
         kind: what the node is.
         steps: steps-to-execution of the agent that will read it next (the minimum where several
-            will); ``INFINITE_STEPS`` if none will. Ignored for suffixes and unknown nodes.
+            will); ``INFINITE_STEPS`` if none will. Ignored for suffixes and unknown nodes. Or, for
+            all nodes alike, the time at which it will be read, 0 for what is being read.
         depth_tokens: distance of the node's end from the root, in tokens.
         recency: any number that grows with every access.
 

@@ -19,12 +19,14 @@ class Owner(Generic[N]):
     Attributes:
         kind: ``prefix`` for an agent's fixed prompt, ``history`` for a conversation.
         steps: its steps-to-execution now.
+        due_s: when it is expected to read the path, on some clock, if the order goes by time; None
+            if it goes by steps. Either all owners have one or none has.
         number: tells owners apart by a plain value, for messages between ranks.
         nodes: the nodes of its path. They form one chain from the root, so at any time at most
             one of them is a leaf of a tier.
     """
 
-    __slots__ = ("kind", "nodes", "number", "steps")
+    __slots__ = ("due_s", "kind", "nodes", "number", "steps")
 
     def __init__(
         self,
@@ -35,7 +37,13 @@ class Owner(Generic[N]):
         self.kind = kind
         self.steps = steps
         self.number = number
+        self.due_s: float | None = None
         self.nodes: set[N] = set()
+
+    @property
+    def order(self) -> float:
+        """What the eviction order compares: the due time, or the steps."""
+        return self.steps if self.due_s is None else self.due_s
 
 
 class OwnershipMap(Generic[N]):
@@ -87,13 +95,13 @@ class OwnershipMap(Generic[N]):
             owner.nodes.discard(node)
 
     def rank(self, node: N) -> tuple[NodeKind, float]:
-        """What the node is and the steps that count: the minimum over its owners."""
+        """What the node is and the order that counts: the minimum over its owners."""
         owners = self._owners.get(node)
         if not owners:
             return ("unknown" if owners is None else "suffix", INFINITE_STEPS)
-        nearest = min(owners, key=_by_steps_prefix_first)
-        return (nearest.kind, nearest.steps)
+        nearest = min(owners, key=_by_order_prefix_first)
+        return (nearest.kind, nearest.order)
 
 
-def _by_steps_prefix_first(owner: Owner[N]) -> tuple[float, bool]:
-    return (owner.steps, owner.kind == "history")
+def _by_order_prefix_first(owner: Owner[N]) -> tuple[float, bool]:
+    return (owner.order, owner.kind == "history")

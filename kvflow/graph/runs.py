@@ -31,8 +31,9 @@ class Runs:
         self._running: dict[str, int] = {}
         self._finished: dict[str, int] = {}
 
-    def copy(self) -> Runs:
-        twin = Runs(self._agent_ids)
+    def copy(self, agent_ids: Sequence[str] | None = None) -> Runs:
+        """Return an independent copy; ``agent_ids`` in the place of this one's, if given."""
+        twin = Runs(self._agent_ids if agent_ids is None else agent_ids)
         twin.by_agent = {agent: runs.copy() for agent, runs in self.by_agent.items()}
         twin._running = self._running.copy()
         twin._finished = self._finished.copy()
@@ -61,6 +62,11 @@ class Runs:
             runs.append(step_id)
         if step_id is not None:
             self._running[step_id] = agent
+
+    def place(self, agent: int, step_id: str | None) -> int:
+        """Return which of the agent's runs, oldest first, ``end`` would remove; 0 if none."""
+        runs = self.by_agent.get(agent)
+        return 0 if step_id is None or runs is None or step_id not in runs else runs.index(step_id)
 
     def end(self, agent: int, step_id: str | None) -> bool:
         """Remove the run with this step_id, or the agent's oldest run if it is None.

@@ -10,6 +10,7 @@ from kvflow.graph.marking import Marking
 from kvflow.graph.runs import Runs
 from kvflow.graph.step_graph import AgentStepGraph
 from kvflow.graph.steps import compute_steps, steps_after_finish
+from kvflow.graph.timing import StepTimes, expected_times
 
 __all__ = ["WorkflowState"]
 
@@ -86,6 +87,14 @@ class WorkflowState:
         """
         return len(self._runs.by_agent.get(self._position(agent_id), ()))
 
+    def running_steps(self, agent_id: str) -> tuple[str | None, ...]:
+        """Return the step_ids of these runs, oldest first; None for one without.
+
+        Raises:
+            AgentNotFoundError: the graph has no such agent.
+        """
+        return tuple(self._runs.by_agent.get(self._position(agent_id), ()))
+
     def marks(self) -> dict[tuple[str, str], int]:
         """Return the number of marks on each marked edge, by (source, target)."""
         edges = self._graph.edges
@@ -113,6 +122,50 @@ class WorkflowState:
         if steps is None:
             steps = self._steps = compute_steps(self._marking, self._runs.by_agent)
         return steps
+
+    def predecessors(self, agent_id: str) -> tuple[str, ...]:
+        """The agents whose finishes a start of this one comes after."""
+        adjacency, agent_ids = self._graph.adjacency, self._graph.agent_ids
+        edges = adjacency.in_edges[self._position(agent_id)]
+        return tuple(agent_ids[adjacency.source[edge]] for edge in edges)
+
+    def expected_times(self, times: StepTimes, now_s: float) -> tuple[float, ...] | None:
+        """In how many seconds each agent can run, in the order of ``graph.agent_ids``.
+
+        See ``kvflow.graph.timing.expected``. O((V + E) log V).
+
+        Args:
+            times: of this workflow's events.
+            now_s: on the clock of these.
+
+        Returns:
+            None if no duration is known, neither measured nor declared.
+        """
+        graph, durations = self._graph, times.durations
+        agents, edges, agent_ids = graph.agents, graph.edges, graph.agent_ids
+        declared = [a.expected_duration_s for a in agents if a.expected_duration_s is not None]
+        if not durations.known and not declared:
+            return None
+        unknown_s = sum(declared) / len(declared) if declared else 0.0
+
+        def duration_s(agent: int) -> float:
+            known_s = durations.run_s(agent_ids[agent], agents[agent].expected_duration_s)
+            return unknown_s if known_s is None else known_s
+
+        def gap_s(edge: int) -> float:
+            known = edges[edge]
+            return durations.gap_s(known.source, known.target, known.expected_duration_s)
+
+        return expected_times(
+            self._marking,
+            self._runs.by_agent,
+            duration_s=duration_s,
+            remaining_s=lambda agent: times.remaining_s(agent_ids[agent], duration_s(agent), now_s),
+            gap_s=gap_s,
+            gap_left_s=lambda edge: max(
+                0.0, gap_s(edge) - times.since_finish_s(edges[edge].source, now_s)
+            ),
+        )
 
     def start(self, agent_id: str, step_id: str | None = None) -> EventOutcome:
         """A run of the agent started.

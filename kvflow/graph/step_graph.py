@@ -42,10 +42,28 @@ class AgentStepGraph:
         self._edges = tuple(edges)
         self._entry = tuple(entry)
         check_declaration(self._agents, self._edges, self._entry)
+        self._compile()
+        check_agents_can_run(self._adjacency, self._agent_ids, self._entry_positions)
+
+    @classmethod
+    def observed(
+        cls, agents: Sequence[Agent], edges: Sequence[Edge], entry: Sequence[str]
+    ) -> AgentStepGraph:
+        """A graph that was seen rather than declared: it may be empty, and nothing is checked.
+
+        To be shown; ``WorkflowState`` needs a declared one.
+        """
+        graph = cls.__new__(cls)
+        graph._agents = tuple(agents)
+        graph._edges = tuple(edges)
+        graph._entry = tuple(entry)
+        graph._compile()
+        return graph
+
+    def _compile(self) -> None:
         self._agent_ids = tuple(agent.agent_id for agent in self._agents)
         self._adjacency = Adjacency.build(self._agents, self._edges)
         self._entry_positions = frozenset(self._adjacency.position[a] for a in self._entry)
-        check_agents_can_run(self._adjacency, self._agent_ids, self._entry_positions)
 
     @property
     def agents(self) -> tuple[Agent, ...]:

@@ -174,10 +174,10 @@ class PredictionTrust:
         has yet to come, or never will: a hit if the agent's steps are 1, else a miss, as for an
         agent the workflow does not have. That start is scored once: neither by the agent's next
         calls (until another agent calls) nor by the update that confirms it. Ignored if the
-        workflow is not known: nothing was predicted.
+        workflow is not known, or nothing is of its agents: then nothing was predicted.
         """
         workflow = self._workflows.get(key)
-        if workflow is None:
+        if workflow is None or not workflow.steps:
             return []
         steps = workflow.steps.get(agent_id, INFINITE_STEPS)
         goes_on = workflow.last_caller == agent_id and agent_id in workflow.announced

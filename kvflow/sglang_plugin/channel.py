@@ -226,18 +226,24 @@ def _parts(
     begins: bool = False,
     ends: bool = False,
 ) -> Iterator[ServiceUpdate]:
+    received_s = time.monotonic()
     starts = range(0, max(len(workflows), 1), WORKFLOWS_PER_MESSAGE)
     for start in starts:
         first, last = start == 0, start == starts[-1]
         yield ServiceUpdate(
-            workflows=tuple(map(_update, workflows[start : start + WORKFLOWS_PER_MESSAGE])),
+            workflows=tuple(
+                _update(workflow, received_s)
+                for workflow in workflows[start : start + WORKFLOWS_PER_MESSAGE]
+            ),
             closed=tuple((c.client_id, c.workflow_id) for c in closed) if first else (),
             snapshot_begins=begins and first,
             snapshot_ends=ends and last,
+            received_s=received_s,
         )
 
 
-def _update(workflow: WorkflowSteps) -> WorkflowUpdate:
+def _update(workflow: WorkflowSteps, received_s: float) -> WorkflowUpdate:
+    times = workflow.expected_s_to_execution
     return WorkflowUpdate(
         key=(workflow.client_id, workflow.workflow_id),
         version=workflow.version,
@@ -246,6 +252,12 @@ def _update(workflow: WorkflowSteps) -> WorkflowUpdate:
             for agent_id, steps in workflow.steps_to_execution.items()
         },
         fixed_prefix_tokens=workflow.fixed_prefix_tokens,
+        due_s=None
+        if times is None
+        else {
+            agent_id: math.inf if seconds is None else received_s + seconds
+            for agent_id, seconds in times.items()
+        },
     )
 
 

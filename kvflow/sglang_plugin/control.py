@@ -36,17 +36,24 @@ class ControlMessage:
 
 @dataclass(frozen=True, slots=True)
 class WorkflowUpdate:
-    """The present steps-to-execution of all agents of one workflow (``math.inf`` for none)."""
+    """The present steps-to-execution of all agents of one workflow (``math.inf`` for none).
+
+    ``due_s`` says when those that do not run are expected to, on the first rank's clock; None if
+    the service knows of no durations.
+    """
 
     key: WorkflowKey
     version: int
     steps_to_execution: Mapping[str, float]
     fixed_prefix_tokens: Mapping[str, int]
+    due_s: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceUpdate(ControlMessage):
     """News from the service; receiving one means that the lease is held.
+
+    ``received_s`` is when, on the first rank's clock; only differences count.
 
     A snapshot may come in several parts. What was known before and is in none of them is dropped
     with the last part, so weights do not vanish while a snapshot is on its way.
@@ -56,6 +63,7 @@ class ServiceUpdate(ControlMessage):
     closed: tuple[WorkflowKey, ...] = ()
     snapshot_begins: bool = False
     snapshot_ends: bool = False
+    received_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

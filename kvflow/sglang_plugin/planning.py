@@ -75,6 +75,9 @@ class PlanningSite(Protocol):
     def stretches(self, owner: Owner[Any]) -> Iterator[Stretch]:
         """The owner's path as far as it is in the tree, from the root on."""
 
+    def on_device(self, owner: Owner[Any]) -> bool:
+        """Whether all of the path that is in the tree is on the device, or on its way there."""
+
     def path_tokens(self, number: int) -> int:
         """Length of the owner's path as it is remembered for fetching; 0 if it is not."""
 
@@ -258,7 +261,7 @@ class PrefetchPlanning:
         causes: dict[int, WorkflowKey] = {}
         copyable: dict[int, tuple[Stretch, ...]] = {}
         for agent, workflows in weights.near_agents.items():
-            for key in sorted(workflows, key=workflows.__getitem__)[:_WORKFLOWS_PER_AGENT]:
+            for key in _nearest(workflows):
                 steps = workflows[key]
                 owners = [
                     owner
@@ -291,7 +294,9 @@ class PrefetchPlanning:
         number = owner.number
         stretches = known.get(number)
         if stretches is None:
-            stretches = tuple(self._stretches(owner))
+            stretches = ()
+            if self._site.path_tokens(number) or not self._site.on_device(owner):
+                stretches = tuple(self._stretches(owner))
             if not any(part.place in ("host", "storage") for part in stretches):
                 stretches = ()
             known[number] = stretches
@@ -315,7 +320,7 @@ class PrefetchPlanning:
         if owner.number in site.fetches:
             yield Stretch(missing, "fetching")
         elif owner.number not in self._fetch_again_s and missing <= site.host_room(
-            eviction_key(owner.kind, owner.steps, 0, 0.0)
+            eviction_key(owner.kind, owner.order, 0, 0.0)
         ):
             yield Stretch(missing, "storage")
 
@@ -359,6 +364,13 @@ class PrefetchPlanning:
     def _steps(self, number: int) -> float:
         owner = self._site.weights.owner(number)
         return inf if owner is None else owner.steps
+
+
+def _nearest(workflows: Mapping[WorkflowKey, float]) -> Iterable[WorkflowKey]:
+    """The workflows in which an agent is nearest."""
+    if len(workflows) == 1:
+        return workflows
+    return sorted(workflows, key=workflows.__getitem__)[:_WORKFLOWS_PER_AGENT]
 
 
 def _urgency(candidate: Candidate[int]) -> tuple[float, float]:

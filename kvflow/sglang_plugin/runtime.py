@@ -132,6 +132,7 @@ class PluginRuntime:
         self._pp_rank = params.pp_rank
         self._cache = cache
         cache.kvflow_load = self._settings.load
+        cache.kvflow_weights.order_by(self._settings.order)
         self._schedule = StatusAwareScheduling(cache, self._settings.admission_overcommit)
         if ctx.tp_rank == 0 and params.pp_rank == 0:
             self._timelines = self._schedule.timelines = Timelines.of(self._settings)

@@ -6,10 +6,11 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from kvflow.errors import InvalidInputError
+from kvflow.sglang_plugin.due_times import Order
 
 __all__ = ["PluginSettings"]
 
@@ -32,6 +33,8 @@ class PluginSettings:
             (``auto``) whichever is measured to be faster.
         admission_overcommit: ``KVFLOW_ADMISSION_OVERCOMMIT``; None (``off``) or the ratio of live
             context to device pool above which whole workflows are held back.
+        order: ``KVFLOW_ORDER``: evict what is needed latest by ``steps``, or by expected ``time``
+            where the service knows durations.
         prefetch_max_tokens: ``KVFLOW_PREFETCH_MAX_TOKENS``: device loads under way at most.
         report_interval_s: ``KVFLOW_REPORT_INTERVAL_S``: how often the service is told what the
             cache holds; None (``0`` or ``off``) for never.
@@ -45,6 +48,7 @@ class PluginSettings:
     prefetch: bool = True
     load: Literal["auto", "load", "recompute"] = "auto"
     admission_overcommit: float | None = None
+    order: Order = "steps"
     prefetch_max_tokens: int = 8192
     report_interval_s: float | None = DEFAULT_REPORT_INTERVAL_S
     trace_dir: Path | None = None
@@ -76,6 +80,7 @@ class PluginSettings:
                 "Literal['auto', 'load', 'recompute']",
                 _choice(env, "KVFLOW_LOAD", ("auto", "load", "recompute")),
             ),
+            order=cast("Order", _choice(env, "KVFLOW_ORDER", get_args(Order))),
             admission_overcommit=None
             if env.get("KVFLOW_ADMISSION_OVERCOMMIT", "").lower() in _OFF
             else _positive(env, "KVFLOW_ADMISSION_OVERCOMMIT", "ratio", "1.5, or 'off'"),

@@ -388,4 +388,4 @@ class TransfersAhead:
 
 def needed_sooner(owner: Owner[Any]) -> EvictionKey:
     """The lowest key of what is needed as soon as this owner's path, or sooner."""
-    return eviction_key(owner.kind, owner.steps, _ANY_DEPTH, 0.0)
+    return eviction_key(owner.kind, owner.order, _ANY_DEPTH, 0.0)

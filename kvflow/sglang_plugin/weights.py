@@ -20,6 +20,7 @@ from kvflow.sglang_plugin.control import (
     Tick,
     WorkflowKey,
 )
+from kvflow.sglang_plugin.due_times import DueTimes, Order
 
 __all__ = ["NEAR_STEPS", "AgentKey", "StepsObserver", "WorkflowWeights"]
 
@@ -74,6 +75,7 @@ class WorkflowWeights:
         self._on_change = on_change
         self._on_drop = on_drop
         self._steps = StepsIndex()
+        self._due: DueTimes | None = None
         self._told: dict[WorkflowKey, Mapping[str, float]] = {}
         self._near: dict[AgentKey, dict[WorkflowKey, float]] = {}
         self._near_of: dict[WorkflowKey, tuple[AgentKey, ...]] = {}
@@ -93,6 +95,13 @@ class WorkflowWeights:
         self._by_workflow: dict[WorkflowKey, dict[str, dict[Conversation, None]]] = {}
         self.lease_held = False
         self.updates_applied = 0
+
+    def order_by(self, order: Order) -> None:
+        """Order owners by steps, as they are at first, or by the time at which they are expected.
+
+        To be called before anything else.
+        """
+        self._due = DueTimes() if order == "time" else None
 
     @property
     def live_workflows(self) -> int:
@@ -230,7 +239,7 @@ class WorkflowWeights:
         agent = (client_id, agent_id)
         owner = self._prefix_owners.get((agent, namespace))
         if owner is None:
-            owner = self._new_owner("prefix", self._steps.agent_steps(client_id, agent_id))
+            owner = self._new_owner("prefix", *self._agent_order(agent))
             self._prefix_owners[agent, namespace] = owner
             self._by_agent[agent].add(namespace)
             if len(self._prefix_owners) > MAX_AGENTS:
@@ -248,8 +257,7 @@ class WorkflowWeights:
         """The owner of one conversation of an agent within a workflow."""
         entry = self._history_owners.get(conversation)
         if entry is None:
-            steps = self._steps.workflow_steps(*key, agent_id)
-            entry = (self._new_owner("history", steps), key, agent_id)
+            entry = (self._new_owner("history", *self._order_in(key, agent_id)), key, agent_id)
             self._history_owners[conversation] = entry
             agents = self._by_workflow.setdefault(key, {})
             agents.setdefault(agent_id, {})[conversation] = None
@@ -279,6 +287,8 @@ class WorkflowWeights:
 
     def _apply_service(self, message: ServiceUpdate) -> list[WorkflowKey]:
         self.lease_held = True
+        if self._due is not None:
+            self._due.now_s = message.received_s
         if message.snapshot_begins:
             self._not_in_snapshot = set(self._service)
         ended = self._end([key for key in message.closed if key in self._service])
@@ -291,6 +301,8 @@ class WorkflowWeights:
                 self.trust.forget(workflow.key)
             self._service[workflow.key] = workflow.version
             self._fixed_tokens[workflow.key] = workflow.fixed_prefix_tokens
+            if self._due is not None:
+                self._due.told(workflow.key, workflow.due_s)
             if self._not_in_snapshot is not None:
                 self._not_in_snapshot.discard(workflow.key)
             self._update(workflow.key, workflow.steps_to_execution)
@@ -315,9 +327,12 @@ class WorkflowWeights:
             )
         return keys
 
-    def _new_owner(self, kind: Literal["prefix", "history"], steps: float) -> Owner[Any]:
+    def _new_owner(
+        self, kind: Literal["prefix", "history"], steps: float, due_s: float | None
+    ) -> Owner[Any]:
         self._owners_made += 1
         owner: Owner[Any] = Owner(kind, steps, self._owners_made)
+        owner.due_s = due_s
         self._owners[owner.number] = owner
         return owner
 
@@ -330,7 +345,9 @@ class WorkflowWeights:
         self._told.pop(key, None)
         self.trust.forget(key)
         self._set_near(key, {})
-        self._after_change(key, self._steps.remove(*key))
+        self._set_order(key, None)
+        if self._due is not None:
+            self._due.told(key, None)
         if self.observer is not None:
             self.observer.ended(key)
 
@@ -352,10 +369,7 @@ class WorkflowWeights:
     def _believe(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
         """Let the workflow's steps govern what they are trusted to govern."""
         trust = self.trust.trust(key)
-        if trust == "none":
-            self._after_change(key, self._steps.remove(*key))
-        else:
-            self._after_change(key, self._steps.update(*key, steps))
+        self._set_order(key, None if trust == "none" else steps)
         self._set_near(key, steps if trust == "full" else {})
 
     def _set_near(self, key: WorkflowKey, steps: Mapping[str, float]) -> None:
@@ -370,21 +384,34 @@ class WorkflowWeights:
         if near:
             self._near_of[key] = tuple((key[0], agent_id) for agent_id, _ in near)
 
-    def _after_change(self, key: WorkflowKey, changed: Mapping[str, float]) -> None:
-        client_id = key[0]
-        for agent_id, steps in changed.items():
-            agent = (client_id, agent_id)
+    def _set_order(self, key: WorkflowKey, steps: Mapping[str, float] | None) -> None:
+        """Let the workflow's agents count with these steps; None: not at all."""
+        changed = self._steps.remove(*key) if steps is None else self._steps.update(*key, steps)
+        if self._due is not None:
+            changed |= self._due.set(key, steps)
+        for agent_id in changed:
+            agent = (key[0], agent_id)
             for namespace in self._by_agent.get(agent, ()):
-                self._set_steps(self._prefix_owners[agent, namespace], steps)
+                self._put(self._prefix_owners[agent, namespace], *self._agent_order(agent))
         for agent_id, conversations in self._by_workflow.get(key, {}).items():
-            steps = self._steps.workflow_steps(*key, agent_id)
+            order = self._order_in(key, agent_id)
             for conversation in conversations:
                 owner = self._history_owners[conversation][0]
-                if owner.steps == steps:
+                if (owner.steps, owner.due_s) == order:
                     break  # They all have the same.
-                self._set_steps(owner, steps)
+                self._put(owner, *order)
 
-    def _set_steps(self, owner: Owner[Any], steps: float) -> None:
-        if owner.steps != steps:
-            owner.steps = steps
+    def _agent_order(self, agent: AgentKey) -> tuple[float, float | None]:
+        """An agent's steps and due time over all workflows."""
+        due_s = None if self._due is None else self._due.index.agent_steps(*agent)
+        return self._steps.agent_steps(*agent), due_s
+
+    def _order_in(self, key: WorkflowKey, agent_id: str) -> tuple[float, float | None]:
+        """An agent's steps and due time in one workflow."""
+        due_s = None if self._due is None else self._due.index.workflow_steps(*key, agent_id)
+        return self._steps.workflow_steps(*key, agent_id), due_s
+
+    def _put(self, owner: Owner[Any], steps: float, due_s: float | None) -> None:
+        if owner.steps != steps or owner.due_s != due_s:
+            owner.steps, owner.due_s = steps, due_s
             self._on_change(owner)

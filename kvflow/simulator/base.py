@@ -54,6 +54,9 @@ class EngineModel:
             ``prefetch_threshold``).
         load_choice: KVFlow's ``KVFLOW_LOAD``.
         prefetch_max_tokens: KVFlow's ``KVFLOW_PREFETCH_MAX_TOKENS``.
+        order: KVFlow's ``KVFLOW_ORDER``.
+        graphs: what the clients tell the service: ``declared``, their graphs and each start and
+            finish; ``learned``, starts and finishes alone.
         hint_s: from a step's start or finish until the engine knows of it.
         client_s: what the client and the way there and back take, for each call.
         receive_s: what the engine's front end (HTTP, tokenizer) takes for a request, one after the
@@ -70,6 +73,8 @@ class EngineModel:
     fetch_tokens: int = 256
     load_choice: Literal["auto", "load", "recompute"] = "auto"
     prefetch_max_tokens: int = 8192
+    order: Literal["steps", "time"] = "steps"
+    graphs: Literal["declared", "learned"] = "declared"
     hint_s: float = 0.0
     client_s: float = 0.0
     receive_s: float = 0.0

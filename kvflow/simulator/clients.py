@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import simpy
 
-from kvflow.errors import AgentNotFoundError, InvalidInputError
-from kvflow.graph import WorkflowState
-from kvflow.sglang_plugin.control import ServiceUpdate, WorkflowKey, WorkflowUpdate
+from kvflow.errors import InvalidInputError
+from kvflow.sglang_plugin.control import ServiceUpdate, WorkflowKey
 from kvflow.simulator.base import EngineModel
 from kvflow.simulator.engine import Engine
+from kvflow.simulator.informing import InformedService, InformedWorkflow
 from kvflow.simulator.prefixes import PrefixPool
 from kvflow.simulator.requests import Request
 from kvflow.workload import Workload, WorkloadWorkflow
@@ -31,25 +31,19 @@ class LiveWorkflow:
 
     Attributes:
         key: what it is known by.
-        state: its declared graph with what was reported so far; None if nothing is declared.
+        informed: what the service knows of it; None if it is told nothing.
         left: calls that are not over.
     """
 
-    __slots__ = ("began_s", "fixed", "key", "left", "missing", "state", "successors", "workflow")
+    __slots__ = ("began_s", "informed", "key", "left", "missing", "successors", "workflow")
 
-    def __init__(self, workflow: WorkloadWorkflow, began_s: float, declares: bool) -> None:
+    def __init__(
+        self, workflow: WorkloadWorkflow, began_s: float, informed: InformedWorkflow | None
+    ) -> None:
         self.workflow = workflow
         self.began_s = began_s
         self.key: WorkflowKey = (workflow.client_id, workflow.workflow_id)
-        self.state: WorkflowState | None = None
-        self.fixed: dict[str, int] = {}
-        if declares and workflow.graph is not None:
-            self.state = WorkflowState(workflow.graph)
-            self.fixed = {
-                agent.agent_id: agent.fixed_prefix_tokens
-                for agent in workflow.graph.agents
-                if agent.fixed_prefix_tokens is not None
-            }
+        self.informed = informed
         self.left = len(workflow.calls)
         self.missing = [len(call.after) for call in workflow.calls]
         self.successors: list[list[int]] = [[] for _ in workflow.calls]
@@ -57,18 +51,13 @@ class LiveWorkflow:
             for before in call.after:
                 self.successors[before].append(position)
 
-    def update(self) -> ServiceUpdate:
-        """What the service tells engines of this workflow now."""
-        assert self.state is not None  # noqa: S101
-        steps = self.state.steps_to_execution()
-        return ServiceUpdate((WorkflowUpdate(self.key, self.state.version, steps, self.fixed),))
-
 
 class Clients:
     """Makes the calls of a workload.
 
     Args:
-        declares: whether the graphs are declared and the steps reported to KVFlow.
+        declares: whether KVFlow's service is told of the workflows (``EngineModel.graphs`` says
+            what).
         largest_tokens: the longest prompt and answer that the engine can run.
     """
 
@@ -87,7 +76,9 @@ class Clients:
         self._pool = pool
         self._model = model
         self._observer = observer
-        self._declares = declares
+        self._service = (
+            InformedService(model.graphs, times=model.order == "time") if declares else None
+        )
         self._largest_tokens = largest_tokens
         self._workflows: Iterator[WorkloadWorkflow] = iter(workload.workflows())
         self._concurrency = workload.concurrency
@@ -124,11 +115,12 @@ class Clients:
     def _start(self, workflow: WorkloadWorkflow) -> None:
         if not workflow.calls:
             return
-        live = LiveWorkflow(workflow, self._env.now, self._declares)
+        informed = None if self._service is None else self._service.workflow(workflow)
+        live = LiveWorkflow(workflow, self._env.now, informed)
         self.live += 1
         self._observer.began(live)
-        if live.state is not None:
-            self._tell(live.update())
+        if informed is not None:
+            self._tell(informed.update(self._env.now))
         for position, call in enumerate(workflow.calls):
             if not call.after:
                 self._later(live, position)
@@ -151,7 +143,7 @@ class Clients:
             position=position,
             client=live,
             client_id=live.key[0],
-            key=None if live.state is None else live.key,
+            key=None if live.informed is None else live.key,
             path=path,
             whole=whole,
             priority=self._priority(live.key[0], call.agent_id),
@@ -163,8 +155,9 @@ class Clients:
                 f"call {position} of {live.key[1]!r} needs {request.kv_tokens} tokens, and the "
                 f"device holds {self._largest_tokens} with two pages to spare; give it more",
             )
-        if live.state is not None:
-            self._report(live, call.agent_id, started=True)
+        informed = live.informed
+        if informed is not None and informed.started(call.agent_id, self._env.now):
+            self._tell(informed.update(self._env.now))
         assert self.engine is not None  # noqa: S101
         self.engine.send(request)
 
@@ -177,24 +170,13 @@ class Clients:
         """
         return -self._places.setdefault((client_id, agent_id), len(self._places))
 
-    def _report(self, live: LiveWorkflow, agent_id: str, *, started: bool) -> None:
-        state = live.state
-        assert state is not None  # noqa: S101
-        try:
-            if started:
-                state.start(agent_id)
-            else:
-                state.finish(agent_id)
-        except AgentNotFoundError:
-            return  # An agent that the declared graph does not have: the service says 404.
-        self._tell(live.update())
-
     def ended(self, request: Request) -> None:
         """A call is over."""
         live = request.client
         assert isinstance(live, LiveWorkflow)  # noqa: S101
-        if live.state is not None:
-            self._report(live, request.call.agent_id, started=False)
+        informed, now_s = live.informed, self._env.now
+        if informed is not None and informed.finished(request.call.agent_id, now_s):
+            self._tell(informed.update(now_s))
         live.left -= 1
         for successor in live.successors[request.position]:
             live.missing[successor] -= 1
@@ -203,8 +185,8 @@ class Clients:
         if live.left == 0:
             self.live -= 1
             self._observer.over(live, self._env.now)
-            if live.state is not None:
-                self._tell(ServiceUpdate(closed=(live.key,)))
+            if informed is not None:
+                self._tell(informed.over())
             if self._concurrency is not None:
                 self._next()
 

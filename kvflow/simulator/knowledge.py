@@ -19,6 +19,7 @@ from kvflow.eviction import (
     eviction_key,
 )
 from kvflow.sglang_plugin.control import ServiceUpdate
+from kvflow.sglang_plugin.due_times import Order
 from kvflow.sglang_plugin.weights import WorkflowWeights
 from kvflow.simulator.prefixes import Path
 from kvflow.simulator.radix import Node, RadixTree
@@ -30,8 +31,9 @@ __all__ = ["Knowledge"]
 class Knowledge:
     """Who is going to read which node, and the eviction order that follows (a ``Ranking``)."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: Order = "steps") -> None:
         self.weights = WorkflowWeights(self._owner_changed, self._owner_dropped)
+        self.weights.order_by(order)
         self.ownership: OwnershipMap[Node] = OwnershipMap()
         self.paths: dict[int, tuple[Path, int]] = {}
         self.keeps_paths = False

@@ -119,6 +119,9 @@ class _Site(PlanningSite):
             else:
                 yield Stretch(len(node), "host" if node.host else "nowhere")
 
+    def on_device(self, owner: Owner[Node]) -> bool:
+        return all(node.device for node in owner.nodes)
+
     def path_tokens(self, number: int) -> int:
         path = self._knowledge.paths.get(number)
         return 0 if path is None else path[1]

@@ -132,7 +132,7 @@ class _Simulation:
         self._pool = PrefixPool(sizes.page_tokens)
         self._log = CallLog(sizes.page_tokens) if bound else None
         self._oracle = Oracle(self._pool) if policy == "clairvoyant" else None
-        self._knowledge = Knowledge() if traits.hints else None
+        self._knowledge = Knowledge(model.order) if traits.hints else None
         ttl = TTLRanking()
         ranking: Ranking
         if self._knowledge is not None:
