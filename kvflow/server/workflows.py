@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from kvflow.errors import KVFlowError, WorkflowConflictError, WorkflowNotFoundError
+from kvflow.errors import KVFlowError, QuotaError, WorkflowConflictError, WorkflowNotFoundError
 from kvflow.graph import AgentStepGraph, EventOutcome, GraphPool, WorkflowState
 from kvflow.graph_specs import agents_from, edges_from
 from kvflow.protocol import StepEvent, WorkflowSpec
 from kvflow.server.event_bus import EventBus
+from kvflow.server.finishing import finished
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import Recorder
-from kvflow.server.store import WorkflowKey, WorkflowRecord, WorkflowStore
+from kvflow.server.store import (
+    StoreConflictError,
+    StoreUnavailableError,
+    WorkflowKey,
+    WorkflowRecord,
+    WorkflowStore,
+)
 from kvflow.server.stream import EngineStreams
 from kvflow.server.workflow_events import publish_closed, publish_created, publish_steps
 
@@ -26,6 +36,10 @@ __all__ = ["EventRefusedError", "EventsApplied", "Workflows"]
 # Above this size, building and checking a graph takes milliseconds and moves to a thread.
 _LARGE_GRAPH: Final = 2_000
 _SWEEP_BATCH: Final = 256
+_CONFLICTS: Final = 200
+_CONFLICT_PAUSE_S: Final = 0.01
+
+T = TypeVar("T")
 
 
 class EventRefusedError(KVFlowError):
@@ -77,19 +91,36 @@ class Workflows:
         self._bus = bus
         self._graphs = GraphPool()
         self._locks: WeakValueDictionary[WorkflowKey, asyncio.Lock] = WeakValueDictionary()
+        self._being_created: Counter[str] = Counter()
 
     async def load(self) -> None:
         """Show the engines what the store holds. Once, before the first request."""
-        after: WorkflowKey | None = None
-        while records := await self._store.page(
-            namespace=None, client_id=None, after=after, limit=_SWEEP_BATCH
-        ):
-            for record in records:
-                self._streams.publish(record)
-            after = records[-1].key
+        async for states in self._store.live():
+            for state in states:
+                self._streams.publish(state)
+
+    async def follow(self) -> None:
+        """Show the engines what all replicas do, where several share the store."""
+        async for changes in self._store.changes():
+            for change in changes:
+                if change.stream_key is None:
+                    await self._reload()
+                elif change.state is not None:
+                    self._streams.publish(change.state)
+                else:
+                    self._streams.close(change.stream_key)
+
+    async def _reload(self) -> None:
+        gone = set(self._streams.keys())
+        async for states in self._store.live():
+            for state in states:
+                self._streams.publish(state)
+                gone.discard(state.stream_key)
+        for key in gone:
+            self._streams.close(key)
 
     async def create(
-        self, spec: WorkflowSpec, *, namespace: str = ""
+        self, spec: WorkflowSpec, *, namespace: str = "", most: int | None = None
     ) -> tuple[WorkflowRecord, bool]:
         """Create a workflow; ``(record, whether it is new)``.
 
@@ -102,14 +133,19 @@ class Workflows:
             GraphError, InvalidInputError: the graph cannot work.
             WorkflowConflictError: it exists with other content.
             StoreFullError: there are too many workflows.
+            QuotaError: the client whose namespace it is has ``most`` live workflows already.
         """
         fresh = await self._fresh_record(spec, namespace)
+        return await self._agreed(lambda: self._create(fresh, most))
+
+    async def _create(self, fresh: WorkflowRecord, most: int | None) -> tuple[WorkflowRecord, bool]:
         async with self._lock(fresh.key):
             existing = await self._find(fresh.key)
             if existing is None:
-                await self._store.insert(fresh)
+                with self._room(fresh.namespace, most):
+                    await self._store.insert(fresh)
+                    self._publish(fresh)
                 self._metrics.created.inc()
-                self._streams.publish(fresh)
                 self._recorder.created(fresh)
                 publish_created(self._bus, fresh)
                 return fresh, True
@@ -117,7 +153,7 @@ class Workflows:
                 raise WorkflowConflictError(fresh.workflow_id, differing)
             renewed = replace(existing, expires_at_s=fresh.expires_at_s)
             await self._store.update(renewed, ())
-            self._streams.publish(renewed)
+            self._publish(renewed)
             return renewed, False
 
     async def get(self, workflow_id: str, *, namespace: str = "") -> WorkflowRecord:
@@ -128,9 +164,8 @@ class Workflows:
         """
         key = (namespace, workflow_id)
         record = await self._store.get(key)
-        if record is None or record.expires_at_s <= self._clock():
-            async with self._lock(key):
-                record = await self._find(key)
+        if record is not None and record.expires_at_s <= self._clock():
+            record = await self._agreed(lambda: self._find_locked(key))
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
         return record
@@ -169,11 +204,13 @@ class Workflows:
         Raises:
             WorkflowNotFoundError: there is no live workflow with this id.
         """
-        key = (namespace, workflow_id)
+        await self._agreed(lambda: self._delete((namespace, workflow_id)))
+
+    async def _delete(self, key: WorkflowKey) -> None:
         async with self._lock(key):
             record = await self._find(key)
             if record is None:
-                raise WorkflowNotFoundError(workflow_id)
+                raise WorkflowNotFoundError(key[1])
             await self._close(record, "deleted")
 
     async def apply(
@@ -188,11 +225,13 @@ class Workflows:
             WorkflowNotFoundError: there is no live workflow with this id.
             EventRefusedError: an event names an unknown agent or does not fit the state.
         """
-        key = (namespace, workflow_id)
+        return await self._agreed(lambda: self._apply((namespace, workflow_id), events))
+
+    async def _apply(self, key: WorkflowKey, events: Sequence[StepEvent]) -> EventsApplied:
         async with self._lock(key):
             record = await self._find(key)
             if record is None:
-                raise WorkflowNotFoundError(workflow_id)
+                raise WorkflowNotFoundError(key[1])
             started_s = time.perf_counter()
             state = record.state.copy()
             outcomes = _apply_all(state, events)
@@ -200,7 +239,7 @@ class Workflows:
             updated = replace(record, state=state, expires_at_s=self._clock() + record.ttl_s)
             self._metrics.update_seconds.observe(time.perf_counter() - started_s)
             await self._store.update(updated, events)
-            self._streams.publish(updated)
+            self._publish(updated)
             paired = zip(events, outcomes, strict=True)
             if new := [event for event, outcome in paired if not outcome.duplicate]:
                 self._recorder.applied(updated.recorded_id, new)
@@ -219,18 +258,69 @@ class Workflows:
         """End all workflows whose time is over; how many there were."""
         swept = 0
         while expired := await self._store.expired(self._clock(), _SWEEP_BATCH):
-            for record in expired:
-                async with self._lock(record.key):
-                    # It may have had an event, or be another by now, since it was listed.
-                    current = await self._store.get(record.key)
-                    if current is not None and current.expires_at_s <= self._clock():
-                        await self._close(current, "expired")
-                        swept += 1
+            # At once, as a durable store writes many workflows about as fast as one.
+            ended = await asyncio.gather(
+                *(finished(self._expire(key)) for key in expired), return_exceptions=True
+            )
+            for error in ended:
+                if isinstance(error, BaseException):
+                    raise error
+            if not any(ended):
+                break
+            swept += sum(map(bool, ended))
             await asyncio.sleep(0)
         return swept
 
+    @contextmanager
+    def _room(self, namespace: str, most: int | None) -> Iterator[None]:
+        has = self._streams.live_of(namespace) + self._being_created[namespace]
+        if most is not None and has >= most:
+            raise QuotaError(
+                f"client {namespace!r} may have {most} live workflows and has as many; delete "
+                "some, or create them with a shorter ttl_s"
+            )
+        self._being_created[namespace] += 1
+        try:
+            yield
+        finally:
+            self._being_created[namespace] -= 1
+            if not self._being_created[namespace]:
+                del self._being_created[namespace]
+
+    async def _expire(self, key: WorkflowKey) -> bool:
+        """End the workflow if its time is over."""
+        try:
+            async with self._lock(key):
+                # It may have had an event, or be another by now, since it was listed.
+                there = await self._store.get(key) is not None
+                return there and await self._find(key) is None
+        except StoreConflictError:
+            return False  # another replica was at it, too
+
+    async def _agreed(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do it on the workflow as it is stored, again if another replica was faster."""
+        for _ in range(_CONFLICTS):
+            try:
+                return await finished(attempt())
+            except StoreConflictError:
+                # Not in step with the other one, or both may meet again.
+                await asyncio.sleep(random.uniform(0, _CONFLICT_PAUSE_S))
+        raise StoreUnavailableError(
+            "other replicas of the service kept changing this workflow; nothing was changed, "
+            "try again"
+        )
+
+    def _publish(self, record: WorkflowRecord) -> None:
+        # Of a shared store, what is told to engines comes from follow() alone: one order for all.
+        if not self._store.shared:
+            self._streams.publish(record)
+
     def _lock(self, key: WorkflowKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
+
+    async def _find_locked(self, key: WorkflowKey) -> WorkflowRecord | None:
+        async with self._lock(key):
+            return await self._find(key)
 
     async def _find(self, key: WorkflowKey) -> WorkflowRecord | None:
         """The workflow if it lives; one whose time is over ends here. Called under its lock."""
@@ -243,7 +333,8 @@ class Workflows:
     async def _close(self, record: WorkflowRecord, reason: str) -> None:
         await self._store.delete(record.key)
         self._metrics.closed.labels(reason).inc()
-        self._streams.close(record.stream_key)
+        if not self._store.shared:
+            self._streams.close(record.stream_key)
         self._recorder.closed(record.recorded_id, reason)
         publish_closed(self._bus, record, reason)
 

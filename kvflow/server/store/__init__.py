@@ -1,7 +1,12 @@
 """Where the service keeps its workflows."""
 
 from kvflow.server.store.base import (
+    Change,
+    NoteKind,
+    StoreConflictError,
+    StoredState,
     StoreFullError,
+    StoreUnavailableError,
     StreamKey,
     WorkflowKey,
     WorkflowRecord,
@@ -10,8 +15,13 @@ from kvflow.server.store.base import (
 from kvflow.server.store.memory import MemoryStore
 
 __all__ = [
+    "Change",
     "MemoryStore",
+    "NoteKind",
+    "StoreConflictError",
     "StoreFullError",
+    "StoreUnavailableError",
+    "StoredState",
     "StreamKey",
     "WorkflowKey",
     "WorkflowRecord",

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from kvflow.errors import KVFlowError
 from kvflow.graph import INFINITE_STEPS, AgentStepGraph, WorkflowState
-from kvflow.protocol import StepEvent
+from kvflow.protocol import StepEvent, WorkflowSteps
 
-__all__ = ["StoreFullError", "StreamKey", "WorkflowKey", "WorkflowRecord", "WorkflowStore"]
+__all__ = [
+    "Change",
+    "NoteKind",
+    "StoreConflictError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "StoredState",
+    "StreamKey",
+    "WorkflowKey",
+    "WorkflowRecord",
+    "WorkflowStore",
+]
+
+NoteKind = Literal["client", "engine"]
+"""What the service remembers beside workflows: clients and engines, by their ids."""
 
 WorkflowKey = tuple[str, str]
 """``(namespace, workflow_id)``: what a store keeps a workflow under."""
@@ -28,6 +42,17 @@ class StoreFullError(KVFlowError):
             f"the service holds {max_workflows} live workflows, the most it may "
             "(KVFLOW_MAX_WORKFLOWS); delete some, or create them with a shorter ttl_s"
         )
+
+
+class StoreUnavailableError(KVFlowError):
+    """The store cannot be read or written now, and nothing was changed (HTTP 503).
+
+    If it was the connection that broke, the change may have been made after all.
+    """
+
+
+class StoreConflictError(KVFlowError):
+    """Another replica has changed the workflow since it was read; read it again and retry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +74,7 @@ class WorkflowRecord:
     state: WorkflowState
     expires_at_s: float
     namespace: str = ""
+    _steps_json: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def key(self) -> WorkflowKey:
@@ -75,21 +101,85 @@ class WorkflowRecord:
             for agent_id, value in zip(self.graph.agent_ids, values, strict=True)
         }
 
+    def steps_json(self) -> str:
+        """The workflow as engines are told of it: ``WorkflowSteps``. Encoded once."""
+        if self._steps_json is None:
+            # Not checked again: the values are our own, and checking takes longer than encoding.
+            steps = WorkflowSteps.model_construct(
+                client_id=self.client_id,
+                workflow_id=self.workflow_id,
+                version=self.version,
+                ttl_s=self.ttl_s,
+                steps_to_execution=self.wire_steps(),
+                fixed_prefix_tokens={
+                    agent.agent_id: agent.fixed_prefix_tokens
+                    for agent in self.graph.agents
+                    if agent.fixed_prefix_tokens is not None
+                },
+            )
+            object.__setattr__(self, "_steps_json", steps.model_dump_json())
+        assert self._steps_json is not None  # noqa: S101 - for the type checker
+        return self._steps_json
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A workflow as engines are told of it, read back without what it follows from."""
+
+    stream_key: StreamKey
+    encoded: str
+
+    @property
+    def client_id(self) -> str:
+        return self.stream_key[0]
+
+    def steps_json(self) -> str:
+        return self.encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a workflow, at this replica or another: its state, or ``None`` if it ended.
+
+    ``stream_key`` of ``None``: changes were missed, and all there is has to be read again.
+    """
+
+    stream_key: StreamKey | None
+    state: StoredState | None = None
+
 
 class WorkflowStore(Protocol):
-    """Keeps the live workflows of one service process.
+    """Keeps the live workflows of a service.
 
-    The service holds a lock per workflow around each read-and-write of it, so a store needs no
-    compare-and-set; calls for different workflows overlap. Each write is all or nothing: when it
-    raises, nothing has changed. The store has no clock: an expired workflow is an ordinary one
-    until the service deletes it.
+    A write returns when it is as durable as the store makes it. It is all or nothing: when it
+    raises, nothing has changed. Any method may raise ``StoreUnavailableError``.
+
+    The service holds a lock per workflow around each read-and-write of it, so a store of one
+    process needs no compare-and-set; one that several share raises ``StoreConflictError`` from a
+    write whose workflow was changed since this store last gave it out. Calls for different
+    workflows overlap. An expired workflow is an ordinary one until the service deletes it.
     """
+
+    shared: bool
+    """Whether other replicas write too. Then engines are told of what ``changes`` gives."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be stored at present; ``None``: as far as is known, it can."""
+
+    def now_s(self) -> float:
+        """Seconds of a clock that only this store's services have: it never jumps, and goes on
+        where it was when one is started again. Deadlines are told by it."""
+
+    async def keep_time(self) -> None:
+        """Called about every second, so that the clock can be kept."""
 
     async def insert(self, record: WorkflowRecord) -> None:
         """Keep a workflow whose key is not in the store.
 
         Raises:
             StoreFullError: the store holds as many workflows as it may.
+            StoreConflictError: another replica has just created it.
         """
 
     async def update(self, record: WorkflowRecord, events: Sequence[StepEvent]) -> None:
@@ -97,14 +187,21 @@ class WorkflowStore(Protocol):
 
         ``events`` led from the old record to the new one, in order (none: only ``expires_at_s``
         has changed, and it never moves back). A durable store may write these, as applying them
-        again to ``WorkflowState(record.graph)`` gives the same state, or the state as a whole.
+        again gives the same state, or the state as a whole.
+
+        Raises:
+            StoreConflictError: another replica has changed or ended it.
         """
 
     async def get(self, key: WorkflowKey) -> WorkflowRecord | None:
         """The workflow, or ``None``."""
 
     async def delete(self, key: WorkflowKey) -> None:
-        """Forget the workflow, which is in the store."""
+        """Forget the workflow, which was in the store when it was last read.
+
+        Raises:
+            StoreConflictError: another replica has changed or ended it.
+        """
 
     async def page(
         self,
@@ -119,8 +216,24 @@ class WorkflowStore(Protocol):
         ``None`` means any namespace, or any client.
         """
 
-    async def expired(self, now_s: float, limit: int) -> list[WorkflowRecord]:
+    async def expired(self, now_s: float, limit: int) -> list[WorkflowKey]:
         """At most ``limit`` workflows with ``expires_at_s <= now_s``, earliest first."""
 
     async def count(self) -> int:
         """How many workflows the store holds."""
+
+    def live(self) -> AsyncIterator[Sequence[WorkflowRecord | StoredState]]:
+        """All workflows as engines are told of them, some at a time."""
+
+    def changes(self) -> AsyncIterator[Sequence[Change]]:
+        """What happens from now on, in order for each workflow. Of a store that is not shared:
+        nothing, and it ends."""
+
+    async def note(self, kind: NoteKind, name: str, values: Mapping[str, object] | None) -> None:
+        """Remember something small, or forget it."""
+
+    async def notes(self, kind: NoteKind) -> dict[str, dict[str, object]]:
+        """What is remembered, by name."""
+
+    async def close(self) -> None:
+        """Write what is under way and let go of everything. The last call."""

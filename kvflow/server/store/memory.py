@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from kvflow.protocol import StepEvent
-from kvflow.server.store.base import StoreFullError, WorkflowKey, WorkflowRecord
+from kvflow.server.store.base import (
+    Change,
+    NoteKind,
+    StoredState,
+    StoreFullError,
+    WorkflowKey,
+    WorkflowRecord,
+)
+from kvflow.server.store.deadlines import Deadlines
 
 __all__ = ["MemoryStore"]
 
-_SPARE_DEADLINES: Final = 1024
+_LIVE_AT_ONCE: Final = 256
 
 
 class MemoryStore:
@@ -21,22 +30,25 @@ class MemoryStore:
     O(n log limit), ``expired`` O(log n) for each deadline that has passed.
     """
 
+    shared = False
+    problem: str | None = None
+
     def __init__(self, max_workflows: int) -> None:
         self._max_workflows = max_workflows
         self._records: dict[WorkflowKey, WorkflowRecord] = {}
-        # One deadline or more per workflow, none later than its record's: expires_at_s only moves
-        # on, so it is enough to look at the record again once an old deadline has passed.
-        self._deadlines: list[tuple[float, WorkflowKey]] = []
+        self._deadlines = Deadlines(self._expires_at_s)
+        self._notes: dict[NoteKind, dict[str, dict[str, object]]] = {"client": {}, "engine": {}}
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    async def keep_time(self) -> None: ...
 
     async def insert(self, record: WorkflowRecord) -> None:
         if len(self._records) >= self._max_workflows:
             raise StoreFullError(self._max_workflows)
         self._records[record.key] = record
-        heapq.heappush(self._deadlines, (record.expires_at_s, record.key))
-        if len(self._deadlines) > 2 * len(self._records) + _SPARE_DEADLINES:
-            # Workflows that were deleted long before their deadline have left theirs behind.
-            self._deadlines = [(r.expires_at_s, r.key) for r in self._records.values()]
-            heapq.heapify(self._deadlines)
+        self._deadlines.add(record.expires_at_s, record.key, self._records)
 
     async def update(self, record: WorkflowRecord, events: Sequence[StepEvent]) -> None:
         self._records[record.key] = record
@@ -64,21 +76,33 @@ class MemoryStore:
         )
         return [self._records[key] for key in heapq.nsmallest(limit, matching)]
 
-    async def expired(self, now_s: float, limit: int) -> list[WorkflowRecord]:
-        found: dict[WorkflowKey, WorkflowRecord] = {}
-        while self._deadlines and self._deadlines[0][0] <= now_s and len(found) < limit:
-            _, key = heapq.heappop(self._deadlines)
-            record = self._records.get(key)
-            if record is None or key in found:
-                continue
-            if record.expires_at_s <= now_s:
-                found[key] = record
-            else:
-                heapq.heappush(self._deadlines, (record.expires_at_s, key))
-        # They stay in the store until they are deleted, so they must be found again.
-        for record in found.values():
-            heapq.heappush(self._deadlines, (record.expires_at_s, record.key))
-        return sorted(found.values(), key=lambda record: record.expires_at_s)
+    async def expired(self, now_s: float, limit: int) -> list[WorkflowKey]:
+        return self._deadlines.passed(now_s, limit)
 
     async def count(self) -> int:
         return len(self._records)
+
+    async def live(self) -> AsyncIterator[Sequence[WorkflowRecord | StoredState]]:
+        records = list(self._records.values())
+        for start in range(0, len(records), _LIVE_AT_ONCE):
+            yield records[start : start + _LIVE_AT_ONCE]
+
+    async def changes(self) -> AsyncIterator[Sequence[Change]]:
+        no_others: Sequence[Sequence[Change]] = ()
+        for none in no_others:
+            yield none
+
+    async def note(self, kind: NoteKind, name: str, values: Mapping[str, object] | None) -> None:
+        if values is None:
+            self._notes[kind].pop(name, None)
+        else:
+            self._notes[kind][name] = dict(values)
+
+    async def notes(self, kind: NoteKind) -> dict[str, dict[str, object]]:
+        return dict(self._notes[kind])
+
+    async def close(self) -> None: ...
+
+    def _expires_at_s(self, key: WorkflowKey) -> float | None:
+        record = self._records.get(key)
+        return None if record is None else record.expires_at_s
