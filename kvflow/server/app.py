@@ -17,6 +17,7 @@ from kvflow.server.event_bus import EventBus
 from kvflow.server.event_stream import event_routes
 from kvflow.server.metrics import MeasureRequests, ServiceMetrics
 from kvflow.server.middleware import CheckBody, RequireKey
+from kvflow.server.mqtt import mqtt_bridge
 from kvflow.server.openapi import set_openapi
 from kvflow.server.operations import operation_routes
 from kvflow.server.problems import install_problem_handlers
@@ -80,6 +81,15 @@ def build_service(
     workflows = Workflows(
         store or MemoryStore(settings.max_workflows), streams, metrics, clock, recorder, bus=bus
     )
+    mqtt = mqtt_bridge(
+        settings,
+        workflows=workflows,
+        streams=streams,
+        bus=bus,
+        metrics=metrics,
+        clock=clock,
+        namespace_of=lambda client_id: "",
+    )
     sweeper: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -90,11 +100,15 @@ def build_service(
             sweeper = tasks.create_task(
                 _sweep_forever(workflows, settings.sweep_interval_s), name="kvflow-sweep"
             )
+            if mqtt is not None:
+                tasks.create_task(mqtt.run(), name="kvflow-mqtt")
             try:
                 yield
             finally:
                 streams.shut_down()
                 bus.close()
+                if mqtt is not None:
+                    mqtt.stop()
                 sweeper.cancel()
                 await asyncio.to_thread(recorder.stop)
 

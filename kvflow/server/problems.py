@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -33,7 +34,14 @@ from kvflow.server.event_bus import TooManyReadersError
 from kvflow.server.store import StoreFullError
 from kvflow.server.workflows import EventRefusedError
 
-__all__ = ["PROBLEM_MEDIA_TYPE", "install_problem_handlers", "problem_kind", "problem_response"]
+__all__ = [
+    "PROBLEM_MEDIA_TYPE",
+    "install_problem_handlers",
+    "problem_for",
+    "problem_for_status",
+    "problem_kind",
+    "problem_response",
+]
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 _MAX_FIELD_PROBLEMS: Final = 200
@@ -249,3 +257,20 @@ def _words(error: Mapping[str, Any]) -> str:
         text = "null" if given is None else repr(given)
         words += f"; got {text[:80]}{'...' if len(text) > 80 else ''}"
     return words
+
+
+async def problem_for(error: KVFlowError | ValidationError, path: str) -> Problem:
+    """The problem document that a request with this error would get; ``path`` is for the log."""
+    request = Request({"type": "http", "method": "MQTT", "path": path, "headers": []})
+    if isinstance(error, ValidationError):
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+        answer = await _validation_error(request, RequestValidationError(found))
+    else:
+        answer = await _kvflow_error(request, error)
+    return Problem.model_validate_json(bytes(answer.body))
+
+
+def problem_for_status(status: int, detail: str) -> Problem:
+    """The problem document of a status that no error of ours stands for."""
+    answer = problem_response(status, detail)
+    return Problem.model_validate_json(bytes(answer.body))

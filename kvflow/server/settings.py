@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kvflow.protocol import DEFAULT_LEASE_S
+from kvflow.protocol import DEFAULT_LEASE_S, Identifier
+from kvflow.server.mqtt_url import check_mqtt_url
 
 __all__ = ["ServiceSettings", "is_loopback"]
 
@@ -18,6 +19,9 @@ DEFAULT_PORT: Final = 8100
 _KUBERNETES_SERVICE_LINK: Final = re.compile(r"^(tcp|udp|sctp)://")
 _BEARER_TOKEN: Final = re.compile(r"^[\x21-\x7e]+$")
 
+MqttPrefix = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")
+]
 PositiveSeconds = Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)]
 
 
@@ -66,6 +70,28 @@ class ServiceSettings(BaseSettings):
     record: Path | None = Field(
         default=None, description="File to append workflows and events to, for a replay."
     )
+    mqtt_url: SecretStr | None = Field(
+        default=None, description="MQTT broker: mqtt://host:1883, mqtts://user:password@host:8883."
+    )
+    mqtt_ca: Path | None = Field(
+        default=None, description="Certificate authority (PEM) of the broker, if not a public one."
+    )
+    mqtt_cert: Path | None = Field(
+        default=None, description="The service's own certificate (PEM), if the broker wants one."
+    )
+    mqtt_key: Path | None = Field(
+        default=None, description="Its private key (PEM), if it is not in the same file."
+    )
+    mqtt_prefix: MqttPrefix = Field(
+        default="kvflow/v1", description="What all MQTT topics begin with."
+    )
+    mqtt_session: Identifier = Field(
+        default="kvflow-service",
+        description="MQTT client id; services on one broker must not share it.",
+    )
+    mqtt_reorder_wait_s: PositiveSeconds = Field(
+        default=2.0, description="How long a message that came too early waits for its turn."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = Field(default=False, description="Log a line for every request.")
 
@@ -75,6 +101,13 @@ class ServiceSettings(BaseSettings):
         # Kubernetes gives every pod KVFLOW_PORT=tcp://<ip>:<port> if a Service is named "kvflow".
         if isinstance(value, str) and _KUBERNETES_SERVICE_LINK.match(value):
             return DEFAULT_PORT
+        return value
+
+    @field_validator("mqtt_url")
+    @classmethod
+    def _names_a_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_mqtt_url(value.get_secret_value())
         return value
 
     @field_validator("api_key")
