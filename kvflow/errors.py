@@ -3,12 +3,15 @@
 KVFlowError
 ├── InvalidInputError          a value is wrong; names the field (HTTP 422)
 │   └── GraphError             the graph as a whole cannot work (HTTP 422)
+├── ForbiddenError             not for this key; names the field (HTTP 403)
 ├── NotFoundError              (HTTP 404)
 │   ├── WorkflowNotFoundError
 │   └── AgentNotFoundError
 ├── ConflictError              right by itself, wrong in the present state (HTTP 409)
 │   ├── WorkflowConflictError
 │   └── StepNotRunningError
+├── RateLimitedError           more than this client may (HTTP 429)
+├── QuotaError                 as much as this client may have (HTTP 429)
 ├── ServiceError               the service answered with an error; carries the problem details
 ├── ServiceUnreachableError    the service did not answer
 ├── UnsupportedEngineError     this SGLang version is not in the compatibility table
@@ -23,10 +26,13 @@ __all__ = [
     "AgentNotFoundError",
     "ConflictError",
     "EnvironmentProblemError",
+    "ForbiddenError",
     "GraphError",
     "InvalidInputError",
     "KVFlowError",
     "NotFoundError",
+    "QuotaError",
+    "RateLimitedError",
     "ServiceError",
     "ServiceUnreachableError",
     "StepNotRunningError",
@@ -66,6 +72,36 @@ class GraphError(InvalidInputError):
     ) -> None:
         self.agent_ids = tuple(agent_ids)
         super().__init__(field, problem)
+
+
+class ForbiddenError(KVFlowError):
+    """A value is one that this key may not give.
+
+    Attributes:
+        field: path of the field, as in ``InvalidInputError``.
+        problem: what is wrong and what would be right, in one sentence.
+    """
+
+    def __init__(self, field: Sequence[str | int], problem: str) -> None:
+        self.field = tuple(field)
+        self.problem = problem
+        super().__init__(f"{field_path(self.field)}: {problem}")
+
+
+class RateLimitedError(KVFlowError):
+    """A client does something more often than it may.
+
+    Attributes:
+        wait_s: seconds until it may again.
+    """
+
+    def __init__(self, problem: str, wait_s: float) -> None:
+        self.wait_s = wait_s
+        super().__init__(problem)
+
+
+class QuotaError(KVFlowError):
+    """A client has as much of something as it may have at once."""
 
 
 class NotFoundError(KVFlowError):
