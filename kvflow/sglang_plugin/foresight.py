@@ -97,6 +97,9 @@ class _CacheSite:
             return "device"
         return "host" if node.backuped else "nowhere"
 
+    def on_device(self, owner: Owner[Any]) -> bool:
+        return not any(node.evicted for node in owner.nodes)
+
     def path_tokens(self, number: int) -> int:
         path = self._cache.kvflow_paths.get(number)
         return 0 if path is None else len(path.tokens)
