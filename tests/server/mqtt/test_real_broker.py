@@ -285,6 +285,8 @@ def test_the_last_will_of_a_service_that_was_killed(tmp_path: Path, mosquitto: M
         eventually(lambda: client.json("service/status")["status"] == "offline")
 
 
+# Where the handshake fails, paho leaves it to Python's memory management to close the socket.
+@pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
 def test_tls_with_a_private_authority_and_a_password(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
