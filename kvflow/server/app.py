@@ -13,6 +13,8 @@ from typing import Final
 from fastapi import FastAPI
 
 from kvflow import __version__
+from kvflow.server.dashboard_pages import DASHBOARD_PATHS, dashboard_routes
+from kvflow.server.engine_reports import EngineReports
 from kvflow.server.event_bus import EventBus
 from kvflow.server.event_stream import event_routes
 from kvflow.server.metrics import MeasureRequests, ServiceMetrics
@@ -20,8 +22,11 @@ from kvflow.server.middleware import CheckBody, RequireKey
 from kvflow.server.mqtt import mqtt_bridge
 from kvflow.server.openapi import set_openapi
 from kvflow.server.operations import operation_routes
+from kvflow.server.overview import OverviewMaker
+from kvflow.server.overview_routes import overview_routes
 from kvflow.server.problems import install_problem_handlers
 from kvflow.server.recorder import FileRecorder, NoRecorder, Recorder
+from kvflow.server.report_routes import report_routes
 from kvflow.server.routes import engine_routes, workflow_routes
 from kvflow.server.settings import ServiceSettings
 from kvflow.server.store import MemoryStore, WorkflowStore
@@ -75,6 +80,7 @@ def build_service(
     metrics = ServiceMetrics()
     bus = EventBus(metrics)
     streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics, bus)
+    reports = EngineReports(clock, bus)
     recorder: Recorder = NoRecorder()
     if settings.record is not None:
         recorder = FileRecorder(settings.record, clock, metrics)
@@ -130,7 +136,10 @@ def build_service(
         redirect_slashes=False,
     )
     app.include_router(workflow_routes(workflows, clock))
-    app.include_router(engine_routes(streams, clock, settings.stall_s))
+    app.include_router(engine_routes(streams, clock, settings.stall_s, reports))
+    app.include_router(report_routes(reports))
+    app.include_router(overview_routes(OverviewMaker(workflows, streams, reports, clock)))
+    app.include_router(dashboard_routes())
     app.include_router(
         event_routes(
             bus,
@@ -141,7 +150,8 @@ def build_service(
     )
     app.include_router(operation_routes(metrics, unready_because))
     install_problem_handlers(app)
-    open_paths = _OPEN_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    public = {"/metrics"} if settings.public_metrics else set()
+    open_paths = _OPEN_PATHS | DASHBOARD_PATHS | public
     set_openapi(app, open_paths=open_paths, needs_key=settings.api_key is not None)
     # The last one added sees a request first.
     app.add_middleware(CheckBody, max_bytes=settings.max_body_bytes)

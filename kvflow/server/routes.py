@@ -20,7 +20,9 @@ from kvflow.protocol import (
     WorkflowView,
 )
 from kvflow.server.bodies import EventsBody
+from kvflow.server.engine_reports import EngineReports
 from kvflow.server.openapi import EVENT_STREAM_DOC, problems
+from kvflow.server.report_views import engine_summary
 from kvflow.server.sse import EngineStreamResponse
 from kvflow.server.stream import EngineStreams
 from kvflow.server.views import events_result, steps_view, workflow_view
@@ -94,7 +96,9 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float]) -> APIRout
     return router
 
 
-def engine_routes(streams: EngineStreams, clock: Callable[[], float], stall_s: float) -> APIRouter:
+def engine_routes(
+    streams: EngineStreams, clock: Callable[[], float], stall_s: float, reports: EngineReports
+) -> APIRouter:
     """``/v1/engines`` and below."""
     router = APIRouter(prefix="/v1/engines", tags=["engines"])
 
@@ -108,8 +112,10 @@ def engine_routes(streams: EngineStreams, clock: Callable[[], float], stall_s: f
                     connected_for_s=clock() - one.connected_at_s,
                     last_seq=one.last_seq,
                     pending=one.pending,
+                    report=None if found is None else engine_summary(found, clock()),
                 )
                 for one in streams.subscriptions
+                for found in (reports.get(one.engine_id),)
             ]
         )
 
