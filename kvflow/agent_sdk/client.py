@@ -18,6 +18,7 @@ import httpx2
 from kvflow.agent_sdk import calls
 from kvflow.agent_sdk.calls import Call
 from kvflow.agent_sdk.settings import ClientSettings
+from kvflow.agent_sdk.tracing import trace_headers
 from kvflow.errors import InvalidInputError, ServiceUnreachableError
 from kvflow.protocol import EventsResult, StepEvent, StepsView, WorkflowSpec, WorkflowView
 
@@ -230,7 +231,8 @@ def _request(call: Call[T]) -> _Request:
         "url": call.path,
         "content": call.body,
         "params": call.params,
-        "headers": {} if call.body is None else {"Content-Type": "application/json"},
+        "headers": trace_headers()
+        | ({} if call.body is None else {"Content-Type": "application/json"}),
     }
 
 

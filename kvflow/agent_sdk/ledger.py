@@ -19,11 +19,12 @@ this gets exactly its old state back; a longer one gets it back up to marks left
 
 
 class Event(NamedTuple):
-    """A step started or finished."""
+    """A step started or finished; ``traceparent`` names its span, if it has one."""
 
     type: Literal["step_started", "step_finished"]
     agent_id: str
     step_id: str
+    traceparent: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +73,9 @@ class Ledger:
     def batch(self, limit: int) -> list[StepEvent]:
         """The oldest pending events, to be sent in one request."""
         return [
-            StepEvent.model_construct(type=e.type, agent_id=e.agent_id, step_id=e.step_id)
+            StepEvent.model_construct(
+                type=e.type, agent_id=e.agent_id, step_id=e.step_id, traceparent=e.traceparent
+            )
             for _, e in zip(range(limit), self.pending, strict=False)
         ]
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from kvflow.agent_sdk.step import active_step
+from kvflow.agent_sdk.tracing import trace_headers
 from kvflow.protocol import CUSTOM_PARAMS_KEY
 
 __all__ = ["hook_openai"]
@@ -94,11 +95,20 @@ def _with_metadata(client: Any, options: Any) -> Any:
             **(options.extra_json or {}),
             "custom_params": {**body, **active.custom_params()},
         }
+        if headers := trace_headers():
+            stamped.headers = _with_headers(options.headers, headers)
     except Exception:
         # The user's request matters more than our field in it.
         _warn_once("stamp", f"could not add the step to an openai request; {_HINT}", exc_info=True)
         return options
     return stamped
+
+
+def _with_headers(given: Any, ours: Mapping[str, str]) -> dict[str, Any]:
+    """The user's own headers, and below them ours; ``given`` may be openai's "not given"."""
+    theirs = dict(given) if isinstance(given, Mapping) else {}
+    taken = {name.lower() for name in theirs}
+    return {name: value for name, value in ours.items() if name not in taken} | theirs
 
 
 def _custom_params_for(client: Any, options: Any) -> Mapping[str, Any] | None:

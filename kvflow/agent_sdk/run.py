@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,6 +20,7 @@ from kvflow.agent_sdk.openai_hook import hook_openai
 from kvflow.agent_sdk.settings import ClientSettings
 from kvflow.agent_sdk.sink import StepSink
 from kvflow.agent_sdk.step import ActiveStep, Step, running
+from kvflow.agent_sdk.tracing import open_span
 from kvflow.errors import AgentNotFoundError, ConflictError, ServiceUnreachableError
 
 __all__ = ["StepScope", "WorkflowRun", "current_run", "warn_of_stray_step"]
@@ -220,12 +222,15 @@ class WorkflowRun:
             return StepScope(step, None, None)
         hook_openai()
         self._announce()
-        self._sink.report(Event("step_started", agent_id, step.step_id))
-        return StepScope(step, ActiveStep(step, self._engine_urls, self._sink), self)
+        span = open_span(step.workflow_id, agent_id, step.client_id, step.step_id)
+        if span is not None:
+            step = replace(step, traceparent=span.traceparent)
+        self._sink.report(Event("step_started", agent_id, step.step_id, step.traceparent))
+        return StepScope(step, ActiveStep(step, self._engine_urls, self._sink, span), self)
 
     def step_finished(self, step: Step) -> None:
         if not self._closed:
-            self._sink.report(Event("step_finished", step.agent_id, step.step_id))
+            self._sink.report(Event("step_finished", step.agent_id, step.step_id, step.traceparent))
 
     def _announce(self) -> None:
         if not self._announced:
@@ -271,6 +276,8 @@ class StepScope:
         run, self._run = self._run, None
         if run is not None:
             run.step_finished(self.step)
+            if self._active is not None and self._active.span is not None:
+                self._active.span.end()
 
 
 def _on_event_loop() -> bool:

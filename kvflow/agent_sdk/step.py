@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
 from kvflow.agent_sdk.engine_urls import EngineUrls
 from kvflow.agent_sdk.sink import StepSink
+from kvflow.agent_sdk.tracing import StepSpan, current_traceparent
 from kvflow.protocol import CUSTOM_PARAMS_KEY, STEPS_PARAMS_KEY
 
 __all__ = ["ActiveStep", "Step", "active_step", "current_step", "request_metadata", "running"]
@@ -22,6 +23,7 @@ class Step:
     Attributes:
         fixed_prefix_tokens: length of the prompt part common to the agent's calls; ``None`` if the
             engine is to find it out.
+        traceparent: W3C trace context of the step's OpenTelemetry span; ``None`` if it has none.
     """
 
     workflow_id: str
@@ -29,6 +31,7 @@ class Step:
     client_id: str
     step_id: str
     fixed_prefix_tokens: int | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class ActiveStep:
     step: Step
     engine_urls: EngineUrls
     sink: StepSink
+    span: StepSpan | None = None
 
     def custom_params(self) -> dict[str, Any]:
         """What a request of this step carries, a new dict each time.
@@ -51,6 +55,9 @@ class ActiveStep:
         }
         if self.step.fixed_prefix_tokens is not None:
             fields["fixed_prefix_tokens"] = self.step.fixed_prefix_tokens
+        traceparent = current_traceparent()
+        if traceparent is not None:
+            fields["traceparent"] = traceparent
         params: dict[str, Any] = {CUSTOM_PARAMS_KEY: fields}
         in_band = self.sink.in_band()
         if in_band is not None:
@@ -96,7 +103,8 @@ def running(active: ActiveStep | None) -> Iterator[None]:
         return
     token = _current.set(active)
     try:
-        yield
+        with nullcontext() if active.span is None else active.span.current():
+            yield
     finally:
         # A coroutine that is closed from elsewhere (garbage collection) ends in another context,
         # in which nothing was set.

@@ -53,6 +53,8 @@ def publish_steps(
             data["misprediction"] = outcome.misprediction
         else:
             data |= {name: getattr(event, name) for name in _COUNTS}
+        if event.traceparent is not None:
+            data["traceparent"] = event.traceparent
         bus.publish(_KINDS[event.type], data, namespace=record.namespace)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from kvflow.otlp import SWITCH, otlp_provider, switched_on
 from kvflow.sglang_plugin.trace import ClockAnchor, RequestTimeline, stalls
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["SpanExporter"]
 
 logger = logging.getLogger(__name__)
-
-SWITCH: Final = "KVFLOW_OTEL"
-_ON: Final = frozenset({"1", "true", "yes", "on"})
 
 _ATTRIBUTES: Final = {
     "prompt_tokens": "gen_ai.usage.input_tokens",
@@ -31,6 +29,8 @@ _ATTRIBUTES: Final = {
 class SpanExporter:
     """Writes a span ``kvflow.request`` for each finished request, and one per phase below it.
 
+    It is a child of the span that the request's ``traceparent`` names, else a trace of its own.
+
     Spans are handed to OpenTelemetry's batch processor, whose own thread sends them; while its
     queue is full, spans are dropped. So ``export`` never waits for a collector. The tracer
     provider is our own: that of the process, which SGLang may set, is left alone.
@@ -40,12 +40,14 @@ class SpanExporter:
         """``anchor`` tells wall-clock times; what ``provider`` does with spans must not block."""
         from opentelemetry.context import Context
         from opentelemetry.trace import set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._anchor = anchor
         self._provider = provider
         self._tracer = provider.get_tracer("kvflow")
         # Explicit, or a span that is current on the scheduler thread would become the parent.
         self._nothing = Context()
+        self._propagator = TraceContextTextMapPropagator()
         self._within = set_span_in_context
         self._failed = False
 
@@ -55,14 +57,12 @@ class SpanExporter:
     ) -> SpanExporter | None:
         """An exporter over OTLP/HTTP if ``KVFLOW_OTEL=1`` and OpenTelemetry is there, else None.
 
-        An endpoint alone does not switch it on: it is often set for a whole cluster. Endpoint,
-        headers, sampler, batch sizes and resource come from OpenTelemetry's own ``OTEL_*``
-        variables of the process. Never raises: what keeps it from working is logged.
+        Never raises: what keeps it from working is logged.
         """
-        if env.get(SWITCH, "").strip().lower() not in _ON:
+        if not switched_on(env):
             return None
         try:
-            return cls(anchor, _otlp_provider(engine_id))
+            return cls(anchor, otlp_provider("kvflow-engine", engine_id))
         except ImportError as missing:
             logger.warning(
                 "KVFlow: %s is set, but %s is missing; no spans. "
@@ -89,9 +89,13 @@ class SpanExporter:
 
     def _export(self, timeline: RequestTimeline) -> None:
         at_ns = self._anchor.unix_time_ns
+        outside = self._nothing
+        if timeline.traceparent is not None:
+            # What it cannot read, it ignores.
+            outside = self._propagator.extract({"traceparent": timeline.traceparent}, outside)
         span = self._tracer.start_span(
             "kvflow.request",
-            context=self._nothing,
+            context=outside,
             attributes=_attributes(timeline),
             start_time=at_ns(timeline.start_s),
         )
@@ -118,18 +122,3 @@ def _attributes(timeline: RequestTimeline) -> dict[str, str | int | float | bool
     for cause, seconds in stalls(timeline).items():
         attributes[f"kvflow.stall.{cause}_s"] = seconds
     return attributes
-
-
-def _otlp_provider(engine_id: str) -> TracerProvider:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    ours = Resource.create({"service.name": "kvflow-engine", "service.instance.id": engine_id})
-    # Without the hook at exit: it would keep a dying engine waiting for a collector that is away.
-    provider = TracerProvider(
-        resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
-    )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider

@@ -66,6 +66,7 @@ class Timelines:
             time.monotonic(),
             None if metadata is None else (metadata.client_id, metadata.workflow_id),
             None if metadata is None else metadata.agent_id,
+            traceparent=None if metadata is None else metadata.traceparent,
         )
 
     def held(self, newly_held: Iterable[str], released: Iterable[str]) -> None:

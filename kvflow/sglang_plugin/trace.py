@@ -91,6 +91,7 @@ class RequestTimeline:
             ``host_tokens`` (of those found on the host), ``overlapped``, ``output_tokens`` and
             ``aborted``, those that are known.
         open: whether it had not finished.
+        traceparent: W3C trace context of whoever sent it, as it was sent.
     """
 
     request_id: str
@@ -103,6 +104,7 @@ class RequestTimeline:
     first_token_s: float | None = None
     attributes: Mapping[str, int | bool] = field(default_factory=dict)
     open: bool = False
+    traceparent: str | None = None
 
 
 def stalls(timeline: RequestTimeline) -> dict[Stall, float]:
@@ -122,6 +124,7 @@ class _Request:
     workflow: WorkflowKey | None
     agent_id: str | None
     queued_s: float
+    traceparent: str | None = None
     skips: list[tuple[float, float]] = field(default_factory=list)
     skipped_since_s: float | None = None
     admitted_s: float | None = None
@@ -175,6 +178,8 @@ class TraceRecorder:
         now_s: float,
         workflow: WorkflowKey | None = None,
         agent_id: str | None = None,
+        *,
+        traceparent: str | None = None,
     ) -> None:
         """A request came. If it is open (it was put back into the queue), as ``released``."""
         self._latest_s = now_s
@@ -183,7 +188,7 @@ class TraceRecorder:
             return
         if len(self._open) >= self._capacity:
             del self._open[next(iter(self._open))]
-        self._open[rid] = _Request(rid, workflow, agent_id, now_s)
+        self._open[rid] = _Request(rid, workflow, agent_id, now_s, traceparent)
 
     def skipped(self, rid: str, now_s: float) -> None:
         """It is passed over in this step, since its prefix is loading.
@@ -322,6 +327,7 @@ def _timeline(request: _Request, now_s: float) -> RequestTimeline:
         first_token_s=request.first_token_s,
         attributes=attributes,
         open=open_,
+        traceparent=request.traceparent,
     )
 
 

@@ -18,6 +18,7 @@ class RecordingEngine(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[tuple[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.fail_next = 0
         """How many of the next requests are answered with 500."""
 
@@ -49,6 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, body))
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         if self.server.fail_next:
             self.server.fail_next -= 1
             self._answer(500, "application/json", b'{"error": {"message": "try again"}}')

@@ -55,3 +55,10 @@ def test_unusable_is_none(custom_params: object) -> None:
 def test_never_raises(value: object) -> None:
     parse_metadata({"kvflow": value, "kvflow_steps": value})
     parse_metadata(value)
+
+
+@pytest.mark.parametrize("traceparent", [None, 1, {}, "nonsense"])
+def test_an_odd_traceparent_costs_no_hints(traceparent: object) -> None:
+    metadata = parse_metadata({"kvflow": {**GOOD, "traceparent": traceparent}})
+    assert metadata is not None
+    assert metadata.workflow_id == "w"

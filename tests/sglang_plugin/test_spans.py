@@ -37,9 +37,9 @@ needs_opentelemetry = pytest.mark.skipif(
 )
 
 
-def finish(on_finished: Callable[[RequestTimeline], None]) -> None:
+def finish(on_finished: Callable[[RequestTimeline], None], traceparent: str | None = None) -> None:
     recorder = TraceRecorder(on_finished=on_finished)
-    recorder.queued("r", 101, ("c", "w"), "coder")
+    recorder.queued("r", 101, ("c", "w"), "coder", traceparent=traceparent)
     recorder.skipped("r", 102)
     recorder.admitted("r", 104, **FOUND, overlapped=True)
     recorder.copy("load", 104, 105, 60, "r")
@@ -133,6 +133,37 @@ class TestSpans:
         assert {span.name: span.parent for span in memory.get_finished_spans()}[
             "kvflow.request"
         ] is None
+
+    def test_the_span_that_the_request_names_is_the_parent(
+        self, memory: InMemorySpanExporter, provider: TracerProvider
+    ) -> None:
+        finish(SpanExporter(ANCHOR, provider).export, f"00-{'ab' * 16}-{'cd' * 8}-01")
+
+        *phases, request = memory.get_finished_spans()
+        assert request.parent is not None
+        assert (request.parent.trace_id, request.parent.span_id) == (
+            int("ab" * 16, 16),
+            int("cd" * 8, 16),
+        )
+        assert request.context is not None
+        for phase in phases:
+            assert phase.parent == request.context
+
+    def test_what_the_sender_does_not_sample_is_left_out(
+        self, memory: InMemorySpanExporter, provider: TracerProvider
+    ) -> None:
+        finish(SpanExporter(ANCHOR, provider).export, f"00-{'ab' * 16}-{'cd' * 8}-00")
+
+        assert memory.get_finished_spans() == ()
+
+    @pytest.mark.parametrize("traceparent", ["", "nonsense", f"00-{'0' * 32}-{'cd' * 8}-01"])
+    def test_a_traceparent_that_cannot_be_read_is_ignored(
+        self, memory: InMemorySpanExporter, provider: TracerProvider, traceparent: str
+    ) -> None:
+        finish(SpanExporter(ANCHOR, provider).export, traceparent)
+
+        *_, request = memory.get_finished_spans()
+        assert request.parent is None
 
     def test_an_aborted_request_without_metadata(
         self, memory: InMemorySpanExporter, provider: TracerProvider
