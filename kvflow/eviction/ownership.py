@@ -99,7 +99,10 @@ class OwnershipMap(Generic[N]):
         owners = self._owners.get(node)
         if not owners:
             return ("unknown" if owners is None else "suffix", INFINITE_STEPS)
-        nearest = min(owners, key=_by_order_prefix_first)
+        if len(owners) == 1:
+            (nearest,) = owners
+        else:
+            nearest = min(owners, key=_by_order_prefix_first)
         return (nearest.kind, nearest.order)
 
 

@@ -100,6 +100,10 @@ class _CacheSite:
     def on_device(self, owner: Owner[Any]) -> bool:
         return not any(node.evicted for node in owner.nodes)
 
+    @property
+    def remembers_paths(self) -> bool:
+        return bool(self._cache.kvflow_paths)
+
     def path_tokens(self, number: int) -> int:
         path = self._cache.kvflow_paths.get(number)
         return 0 if path is None else len(path.tokens)

@@ -78,6 +78,10 @@ class PlanningSite(Protocol):
     def on_device(self, owner: Owner[Any]) -> bool:
         """Whether all of the path that is in the tree is on the device, or on its way there."""
 
+    @property
+    def remembers_paths(self) -> bool:
+        """Whether any path is remembered for fetching."""
+
     def path_tokens(self, number: int) -> int:
         """Length of the owner's path as it is remembered for fetching; 0 if it is not."""
 
@@ -260,13 +264,14 @@ class PrefetchPlanning:
         candidates: dict[int, Candidate[int]] = {}
         causes: dict[int, WorkflowKey] = {}
         copyable: dict[int, tuple[Stretch, ...]] = {}
+        fetchable = site.remembers_paths
         for agent, workflows in weights.near_agents.items():
             for key in _nearest(workflows):
                 steps = workflows[key]
                 owners = [
                     owner
                     for owner in weights.owners_of(agent, key)
-                    if (owner.nodes or site.path_tokens(owner.number))
+                    if (owner.nodes or fetchable)
                     and self._copyable(owner, copyable)
                     and ((known := candidates.get(owner.number)) is None or known.steps >= steps)
                 ]

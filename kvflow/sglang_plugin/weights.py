@@ -391,8 +391,11 @@ class WorkflowWeights:
             changed |= self._due.set(key, steps)
         for agent_id in changed:
             agent = (key[0], agent_id)
-            for namespace in self._by_agent.get(agent, ()):
-                self._put(self._prefix_owners[agent, namespace], *self._agent_order(agent))
+            namespaces = self._by_agent.get(agent)
+            if namespaces:
+                order = self._agent_order(agent)
+                for namespace in namespaces:
+                    self._put(self._prefix_owners[agent, namespace], *order)
         for agent_id, conversations in self._by_workflow.get(key, {}).items():
             order = self._order_in(key, agent_id)
             for conversation in conversations:

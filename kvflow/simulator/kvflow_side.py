@@ -120,7 +120,14 @@ class _Site(PlanningSite):
                 yield Stretch(len(node), "host" if node.host else "nowhere")
 
     def on_device(self, owner: Owner[Node]) -> bool:
-        return all(node.device for node in owner.nodes)
+        for node in owner.nodes:  # noqa: SIM110  (asked for so often that a generator is felt)
+            if not node.device:
+                return False
+        return True
+
+    @property
+    def remembers_paths(self) -> bool:
+        return bool(self._knowledge.paths)
 
     def path_tokens(self, number: int) -> int:
         path = self._knowledge.paths.get(number)
