@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow.server.identity import IDENTITY_KEY
 
 __all__ = [
     "REQUEST_ID_HEADER",
-    "TRACE_KEY",
     "IdentifyRequests",
     "about",
     "id_headers",
@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
-TRACE_KEY: Final = "kvflow.traceparent"
-"""Where in its ASGI scope a request's own span is, as W3C traceparent, if it has one."""
 _ID_KEY: Final = "kvflow.request_id"
 _HEADER: Final = REQUEST_ID_HEADER.lower().encode()
 _GIVEN: Final = re.compile(rb"[A-Za-z0-9._:@+/=-]{1,128}")
@@ -85,12 +83,12 @@ def request_facts() -> dict[str, str]:
     if scope is None:
         return {}
     identity = scope.get(IDENTITY_KEY)
-    _, trace_id, span_id, *_ = (scope.get(TRACE_KEY) or "--").split("-")
+    span = trace.get_current_span().get_span_context()
     facts = {
         "request_id": scope.get(_ID_KEY),
         "workflow_id": scope.get("path_params", {}).get("workflow_id"),
         "client_id": identity.client_id if identity is not None else None,
-        "trace_id": trace_id,
-        "span_id": span_id,
+        "trace_id": f"{span.trace_id:032x}" if span.is_valid else None,
+        "span_id": f"{span.span_id:016x}" if span.is_valid else None,
     }
     return {name: str(value) for name, value in facts.items() if value}

@@ -1,80 +1,72 @@
-"""A span for every request, below the span of whoever sent it."""
+"""A span for every request, below the span of whoever sent it: FastAPI's own, told what to do."""
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import propagate, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvflow.server.request_log import TRACE_KEY, request_facts
+from kvflow.server.request_log import request_facts
 
 if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
     from opentelemetry.trace import TracerProvider
 
-__all__ = ["TraceRequests", "trace_headers"]
+__all__ = ["DescribeSpans", "telemetry", "trace_headers"]
 
 # Asked for all the time, or endless.
 _UNTRACED: Final = frozenset(
     {"/health", "/ready", "/metrics", "/v1/engines/stream", "/v1/events", "/docs", "/openapi.json"}
 )
 _TRACE_CONTEXT: Final = (b"traceparent", b"tracestate")
+_FACTS: Final = ("request_id", "workflow_id", "client_id")
 
 
-class TraceRequests:
-    """ASGI middleware. The span is current while the request is handled, to the end of a stream."""
+def telemetry(provider: TracerProvider | None) -> TelemetryConfig:
+    """``FastAPI(telemetry=...)``: spans of requests to ``provider`` and nothing else.
 
-    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
-        from opentelemetry import context, trace
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    A span is current while its request is handled, and lasts to the end of a stream. FastAPI would
+    use the process's global providers by itself, and a program that the service is part of may have
+    some; so what is not wanted is said.
+    """
+    return {
+        "tracing": provider is not None,
+        "tracer_provider": provider,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+        "exclude": _untraced,
+    }
 
+
+def _untraced(scope: MutableMapping[str, Any]) -> bool:
+    return scope.get("path") in _UNTRACED
+
+
+class DescribeSpans:
+    """ASGI middleware: puts whose request it is on the current span."""
+
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._trace = trace
-        self._context = context
-        self._tracer = provider.get_tracer("kvflow.server")
-        self._propagator = TraceContextTextMapPropagator()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _UNTRACED:
             await self._app(scope, receive, send)
             return
-        span = self._tracer.start_span(
-            scope["method"],
-            self._propagator.extract(_trace_context(scope), self._context.Context()),
-            kind=self._trace.SpanKind.SERVER,
-            attributes={
-                "http.request.method": scope["method"],
-                "url.path": scope["path"],
-                "url.scheme": scope.get("scheme", "http"),
-            },
-        )
-        where = span.get_span_context()
-        scope[TRACE_KEY] = (
-            f"00-{where.trace_id:032x}-{where.span_id:016x}-{int(where.trace_flags):02x}"
-        )
 
-        async def traced_send(message: Message) -> None:
+        async def describing_send(message: Message) -> None:
+            # Earlier, the request is not routed; later, its span may have ended.
             if message["type"] == "http.response.start":
-                self._answered(span, message["status"])
+                facts = request_facts()
+                trace.get_current_span().set_attributes(
+                    {f"kvflow.{name}": facts[name] for name in _FACTS if name in facts}
+                )
             await send(message)
 
-        token = self._context.attach(self._trace.set_span_in_context(span))
-        try:
-            await self._app(scope, receive, traced_send)
-        except Exception as error:
-            span.set_attribute("error.type", type(error).__qualname__)
-            span.set_status(self._trace.StatusCode.ERROR)
-            raise
-        finally:
-            self._context.detach(token)
-            if span.is_recording():
-                _describe(span, scope)
-            span.end()
-
-    def _answered(self, span: Any, status: int) -> None:
-        span.set_attribute("http.response.status_code", status)
-        if status >= 500:
-            span.set_attribute("error.type", str(status))
-            span.set_status(self._trace.StatusCode.ERROR)
+        await self._app(scope, receive, describing_send)
 
 
 def trace_headers(scope: Scope) -> dict[str, str]:
@@ -82,24 +74,12 @@ def trace_headers(scope: Scope) -> dict[str, str]:
 
     That is the span of this request, or, in a service that makes none, whatever its sender said.
     """
-    own = scope.get(TRACE_KEY)
-    return _trace_context(scope) if own is None else {"traceparent": own}
-
-
-def _trace_context(scope: Scope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if trace.get_current_span().get_span_context().is_valid:
+        propagate.inject(headers)
+        return headers
     return {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in scope["headers"]
         if name in _TRACE_CONTEXT
     }
-
-
-def _describe(span: Any, scope: Scope) -> None:
-    """What is known only once the request was routed."""
-    route = getattr(scope.get("route"), "path", None)
-    if route is not None:
-        span.update_name(f"{scope['method']} {route}")
-        span.set_attribute("http.route", route)
-    for name, value in request_facts().items():
-        if name.endswith("_id") and name not in ("trace_id", "span_id"):
-            span.set_attribute(f"kvflow.{name}", value)

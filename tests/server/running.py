@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 
@@ -19,8 +20,8 @@ PATIENCE_S = 30.0
 class RunningService:
     """A service under uvicorn in a thread of its own."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self.service: Service = build_service(settings)
+    def __init__(self, settings: ServiceSettings, **parts: Any) -> None:
+        self.service: Service = build_service(settings, **parts)
         self._server = ServiceServer(self.service, settings)
         self._sockets = listen(settings.host, 0)
         self.url = f"http://127.0.0.1:{self._sockets[0].getsockname()[1]}"
@@ -40,8 +41,8 @@ class RunningService:
 
 
 @contextmanager
-def running_service(settings: ServiceSettings) -> Iterator[RunningService]:
-    service = RunningService(settings)
+def running_service(settings: ServiceSettings, **parts: Any) -> Iterator[RunningService]:
+    service = RunningService(settings, **parts)
     service.start()
     try:
         yield service
