@@ -1,4 +1,4 @@
-"""One workflow that declares nothing, at one version; the counterpart of ``WorkflowState``."""
+"""One workflow that declares nothing, at one version."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Final
 
 from kvflow.errors import AgentNotFoundError, ConflictError
 from kvflow.graph.base import EventOutcome
-from kvflow.graph.learning.base import Began, Lesson, Scored
+from kvflow.graph.learning.base import MAX_AGENTS, Began, Lesson, Scored
 from kvflow.graph.learning.export import observed_graph
 from kvflow.graph.learning.history import CallHistory
 from kvflow.graph.learning.model import TransitionModel
 from kvflow.graph.learning.prediction import next_probability, predicted_steps, predicted_times
 from kvflow.graph.runs import Runs
+from kvflow.graph.state import WorkflowState
 from kvflow.graph.step_graph import AgentStepGraph
 from kvflow.graph.timing import StepTimes
 
@@ -20,38 +21,41 @@ __all__ = ["LearnedState"]
 MAX_NAMES: Final = 10_000
 """Agents of one workflow, as many as one may declare."""
 
+SHOWN_FOR: Final = 32
+"""Lessons after which a graph that was shown is made anew: its shares have changed a little."""
+
+_NOTHING: Final = AgentStepGraph.observed((), (), ())
 _APPLIED: Final = EventOutcome(duplicate=False, misprediction=False)
 _MISPREDICTED: Final = EventOutcome(duplicate=False, misprediction=True)
 _DUPLICATE: Final = EventOutcome(duplicate=True, misprediction=False)
 
 
-class LearnedState:
+class LearnedState(WorkflowState):
     """A workflow's runs, and the steps that what its family has taught says of it.
 
-    Takes the same events as ``WorkflowState`` and answers the same questions, but for any agent:
-    one that was never seen before is noted. Predicts from ``model`` and never changes it: what the
-    events teach is kept until ``take_lessons``, for the owner to hand on once they are accepted.
+    Takes the same events as a declared one and answers the same questions, but for any agent: one
+    that was never seen before is noted. There are no marks. Predicts from ``model`` and never
+    changes it: what the events teach is kept until ``take_lessons``, for the owner to hand on once
+    they are accepted.
 
     Steps are worked out at the first question after an event, from the model as it is then.
     A state belongs to one thread at a time.
     """
 
     __slots__ = (
-        "_graph",
         "_history",
         "_lessons",
-        "_mispredictions",
         "_names",
         "_positions",
-        "_runs",
+        "_predicted",
+        "_shown",
+        "_shown_revision",
         "_started_at",
-        "_steps",
-        "_steps_started",
-        "_version",
         "model",
     )
 
     def __init__(self, model: TransitionModel) -> None:
+        super().__init__(_NOTHING)
         self.model = model
         self._names: list[str] = []
         self._positions: dict[str, int] = {}
@@ -60,11 +64,9 @@ class LearnedState:
         self._started_at: dict[int, list[int]] = {}
         self._history = CallHistory()
         self._lessons: list[Lesson] = []
-        self._version = 0
-        self._steps_started = 0
-        self._mispredictions = 0
-        self._steps: dict[str, float] | None = None
-        self._graph: AgentStepGraph | None = None
+        self._predicted: dict[str, float] | None = None
+        self._shown: AgentStepGraph | None = None
+        self._shown_revision = 0
 
     def copy(self) -> LearnedState:
         """Return an independent state with the same model and no lessons to take."""
@@ -77,8 +79,9 @@ class LearnedState:
         twin._version = self._version
         twin._steps_started = self._steps_started
         twin._mispredictions = self._mispredictions
-        twin._steps = self._steps
-        twin._graph = self._graph
+        twin._predicted = self._predicted
+        twin._shown = self._shown
+        twin._shown_revision = self._shown_revision
         return twin
 
     @property
@@ -90,40 +93,34 @@ class LearnedState:
     def graph(self) -> AgentStepGraph:
         """The agents that ``step_values`` is about, and what is known of their order."""
         steps = self.steps_to_execution()
-        graph = self._graph
-        if graph is None or graph.agent_ids != tuple(steps):
-            graph = self._graph = observed_graph(self.model, tuple(steps))
+        graph, revision = self._shown, self.model.revision
+        old = revision - self._shown_revision >= SHOWN_FOR
+        if graph is None or old or graph.agent_ids != tuple(steps):
+            graph = self._shown = observed_graph(self.model, tuple(steps))
+            self._shown_revision = revision
         return graph
-
-    @property
-    def version(self) -> int:
-        """Grows by one with every event that was applied; a duplicate is not."""
-        return self._version
-
-    @property
-    def steps_started(self) -> int:
-        return self._steps_started
-
-    @property
-    def mispredictions(self) -> int:
-        """How many of ``steps_started`` came after a finish and were not predicted."""
-        return self._mispredictions
 
     def running(self, agent_id: str) -> int:
         """Return how many runs of this agent have started and not finished; 0 if it is unknown."""
         position = self._positions.get(agent_id)
         return 0 if position is None else len(self._runs.by_agent.get(position, ()))
 
+    def running_steps(self, agent_id: str) -> tuple[str | None, ...]:
+        """Return the step_ids of these runs, oldest first; none if the agent is unknown."""
+        position = self._positions.get(agent_id)
+        return () if position is None else tuple(self._runs.by_agent.get(position, ()))
+
     def steps_to_execution(self) -> dict[str, float]:
-        """Return the steps of the family's agents and of those that run: int, or INFINITE_STEPS.
+        """Return the steps of the family's agents and of its own: int, or INFINITE_STEPS.
 
         ``kvflow.graph.learning.prediction`` says what they are.
         """
-        steps = self._steps
+        steps = self._predicted
         if steps is None:
             running = [self._names[position] for position in self._runs.by_agent]
-            agent_ids = dict.fromkeys((*self.model.agent_ids, *running))
-            steps = self._steps = predicted_steps(
+            seen = self._names[-MAX_AGENTS:]
+            agent_ids = dict.fromkeys((*self.model.agent_ids, *seen, *running))
+            steps = self._predicted = predicted_steps(
                 self.model,
                 agent_ids,
                 running,
@@ -224,4 +221,4 @@ class LearnedState:
 
     def _changed(self) -> None:
         self._version += 1
-        self._steps = None
+        self._predicted = None

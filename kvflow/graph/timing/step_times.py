@@ -31,6 +31,14 @@ class StepTimes:
         self._started_s: dict[str, float] = {}
         self._finished_s: dict[str, float] = {}
 
+    def copy(self) -> StepTimes:
+        """Return an independent copy that teaches the same ``durations``."""
+        twin = StepTimes(self.durations)
+        twin._running = {agent_id: runs.copy() for agent_id, runs in self._running.items()}
+        twin._started_s = self._started_s.copy()
+        twin._finished_s = self._finished_s.copy()
+        return twin
+
     def started(
         self, agent_id: str, step_id: str | None, sources: Iterable[str], now_s: float
     ) -> None:
