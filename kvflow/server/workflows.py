@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
@@ -104,7 +104,8 @@ class Workflows:
         async for changes in self._store.changes():
             for change in changes:
                 if change.stream_key is None:
-                    await self._reload()
+                    with suppress(StoreUnavailableError):  # it will be said again
+                        await self._reload()
                 elif change.state is not None:
                     self._streams.publish(change.state)
                 else:
@@ -331,7 +332,7 @@ class Workflows:
         return record
 
     async def _close(self, record: WorkflowRecord, reason: str) -> None:
-        await self._store.delete(record.key)
+        await self._store.delete(record)
         self._metrics.closed.labels(reason).inc()
         if not self._store.shared:
             self._streams.close(record.stream_key)

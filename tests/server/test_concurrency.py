@@ -33,9 +33,9 @@ class SuspendingStore(MemoryStore):
         await asyncio.sleep(0)
         return found
 
-    async def delete(self, key: WorkflowKey) -> None:
+    async def delete(self, record: WorkflowRecord) -> None:
         await asyncio.sleep(0)
-        await super().delete(key)
+        await super().delete(record)
         await asyncio.sleep(0)
 
 

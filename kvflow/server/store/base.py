@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, Protocol
 
 from kvflow.errors import KVFlowError
 from kvflow.graph import INFINITE_STEPS, AgentStepGraph, WorkflowState
+from kvflow.graph.learning import LearnedState
 from kvflow.protocol import StepEvent, WorkflowSteps
 
 __all__ = [
     "Change",
+    "ExpectedTimes",
     "NoteKind",
     "StoreConflictError",
     "StoreFullError",
@@ -56,14 +59,35 @@ class StoreConflictError(KVFlowError):
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedTimes:
+    """In how many seconds from ``at_s`` on each agent is expected to run, in the graph's order."""
+
+    at_s: float
+    agent_ids: tuple[str, ...]
+    seconds: tuple[float, ...]
+
+    def wire(self, now_s: float) -> dict[str, float | None]:
+        """From now on, to the millisecond, as they go over the wire."""
+        elapsed_s = now_s - self.at_s
+        return {
+            agent_id: None if seconds == inf else round(max(0.0, seconds - elapsed_s), 3)
+            for agent_id, seconds in zip(self.agent_ids, self.seconds, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowRecord:
     """One live workflow at one version.
 
     ``state`` belongs to the record and is never changed: an update copies it, applies its events
     to the copy and makes a new record. Times are in seconds of the service's clock.
 
+    ``expected`` is when its agents are expected to run, if anything is known of that; it is not
+    stored.
+
     ``namespace`` is where ``workflow_id`` is unique: ``""`` in a service without keys, else the
-    ``client_id`` of the key.
+    ``client_id`` of the key. ``revision`` belongs to the store: by it a shared one tells whether
+    the workflow was changed since.
     """
 
     workflow_id: str
@@ -74,6 +98,8 @@ class WorkflowRecord:
     state: WorkflowState
     expires_at_s: float
     namespace: str = ""
+    revision: str = ""
+    expected: ExpectedTimes | None = None
     _steps_json: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -93,6 +119,11 @@ class WorkflowRecord:
     def version(self) -> int:
         return self.state.version
 
+    @property
+    def learned(self) -> bool:
+        """Whether it declares nothing; then ``graph`` is what is known of it."""
+        return isinstance(self.state, LearnedState)
+
     def wire_steps(self) -> dict[str, int | None]:
         """Steps-to-execution as they go over the wire: ``None`` for infinitely many. O(agents)."""
         values = self.state.step_values()
@@ -104,13 +135,17 @@ class WorkflowRecord:
     def steps_json(self) -> str:
         """The workflow as engines are told of it: ``WorkflowSteps``. Encoded once."""
         if self._steps_json is None:
+            # What is not predicted well enough to be used is not told.
+            told = not isinstance(self.state, LearnedState) or self.state.predicts
+            expected = self.expected if told else None
             # Not checked again: the values are our own, and checking takes longer than encoding.
             steps = WorkflowSteps.model_construct(
                 client_id=self.client_id,
                 workflow_id=self.workflow_id,
                 version=self.version,
                 ttl_s=self.ttl_s,
-                steps_to_execution=self.wire_steps(),
+                steps_to_execution=self.wire_steps() if told else {},
+                expected_s_to_execution=None if expected is None else expected.wire(expected.at_s),
                 fixed_prefix_tokens={
                     agent.agent_id: agent.fixed_prefix_tokens
                     for agent in self.graph.agents
@@ -160,8 +195,9 @@ class WorkflowStore(Protocol):
     workflows overlap. An expired workflow is an ordinary one until the service deletes it.
     """
 
-    shared: bool
-    """Whether other replicas write too. Then engines are told of what ``changes`` gives."""
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas write too. Then engines are told of what ``changes`` gives."""
 
     @property
     def problem(self) -> str | None:
@@ -196,8 +232,8 @@ class WorkflowStore(Protocol):
     async def get(self, key: WorkflowKey) -> WorkflowRecord | None:
         """The workflow, or ``None``."""
 
-    async def delete(self, key: WorkflowKey) -> None:
-        """Forget the workflow, which was in the store when it was last read.
+    async def delete(self, record: WorkflowRecord) -> None:
+        """Forget the workflow, which is in the store as this record.
 
         Raises:
             StoreConflictError: another replica has changed or ended it.

@@ -56,8 +56,8 @@ class MemoryStore:
     async def get(self, key: WorkflowKey) -> WorkflowRecord | None:
         return self._records.get(key)
 
-    async def delete(self, key: WorkflowKey) -> None:
-        del self._records[key]
+    async def delete(self, record: WorkflowRecord) -> None:
+        del self._records[record.key]
 
     async def page(
         self,

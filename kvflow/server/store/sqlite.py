@@ -168,10 +168,10 @@ class SQLiteStore:
             return self._read_back(found.record, entry)
         return None
 
-    async def delete(self, key: WorkflowKey) -> None:
-        await self._writer.write(Deleted(self._entries[key].row))
-        del self._entries[key]
-        self._records.pop(key, None)
+    async def delete(self, record: WorkflowRecord) -> None:
+        await self._writer.write(Deleted(self._entries[record.key].row))
+        del self._entries[record.key]
+        self._records.pop(record.key, None)
 
     async def page(
         self,
@@ -184,17 +184,17 @@ class SQLiteStore:
         keys = await self._reader.run(
             partial(self._reader.page, namespace, client_id, after or ("", ""), limit)
         )
+        # Held here, as what is read back may drive those in memory out of it.
+        page = {key: self._records.get(key) for key in keys}
         absent = {
             entry.row: entry
-            for key in keys
-            if key not in self._records and (entry := self._entries.get(key)) is not None
+            for key, record in page.items()
+            if record is None and (entry := self._entries.get(key)) is not None
         }
-        read = {}
         if absent:
             for found in await self._reader.run(partial(self._reader.workflows, list(absent))):
-                read[found.record.key] = self._read_back(found.record, absent[found.row])
-        records = (self._records.get(key) or read.get(key) for key in keys)
-        return [record for record in records if record is not None]
+                page[found.record.key] = self._read_back(found.record, absent[found.row])
+        return [record for record in page.values() if record is not None]
 
     async def expired(self, now_s: float, limit: int) -> list[WorkflowKey]:
         return self._deadlines.passed(now_s, limit)
