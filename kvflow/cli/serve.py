@@ -48,6 +48,14 @@ def serve(  # noqa: PLR0917 - each is an option by name
             "[env: KVFLOW_LEASE_S; 10]"
         ),
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Where workflows are kept: a file, 'none' for in memory, or valkey://HOST:PORT/DB "
+            "for several services. [env: KVFLOW_DATABASE; ~/.local/state/kvflow/service-PORT.db]",
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -76,6 +84,7 @@ def serve(  # noqa: PLR0917 - each is an option by name
         "allow_open": allow_open,
         "public_metrics": public_metrics,
         "lease_s": lease_s,
+        "database": database,
         "record": record,
         "log_level": log_level,
         "access_log": access_log,

@@ -35,7 +35,7 @@ class ServiceProcess:
         command = [sys.executable, "-m", "kvflow.cli.main", "serve", "--host", "127.0.0.1"]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*command, "--port", port],
+                [*command, "--port", port, "--database", "none"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

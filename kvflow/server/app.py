@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ from kvflow.server.recorder import FileRecorder, NoRecorder, Recorder
 from kvflow.server.report_routes import report_routes
 from kvflow.server.routes import engine_routes, workflow_routes
 from kvflow.server.settings import ServiceSettings
-from kvflow.server.store import MemoryStore, WorkflowStore
+from kvflow.server.store import StoreUnavailableError, WorkflowStore
+from kvflow.server.store.place import IN_MEMORY, open_store
 from kvflow.server.stream import EngineStreams
 from kvflow.server.workflows import Workflows
 
@@ -54,14 +54,13 @@ def create_app(
     settings: ServiceSettings,
     *,
     store: WorkflowStore | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
-        store: where workflows are kept; in memory if absent.
-        clock: the time in seconds that expiry goes by. A durable store needs one that goes on
-            over a restart, such as ``time.time``.
+        store: where workflows are kept; if absent, what ``settings.database`` says, or in memory.
+        clock: the time in seconds that expiry goes by; the store's own if absent.
     """
     return build_service(settings, store=store, clock=clock).app
 
@@ -70,23 +69,25 @@ def build_service(
     settings: ServiceSettings,
     *,
     store: WorkflowStore | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> Service:
     """As ``create_app``, with the parts at hand.
 
     Raises:
-        EnvironmentProblemError: ``settings.record`` cannot be written to.
+        EnvironmentProblemError: ``settings.record`` cannot be written to, or the database not used.
     """
     metrics = ServiceMetrics()
+    if store is None:
+        store = open_store(settings.database or IN_MEMORY, settings.max_workflows)
+    kept = store
+    clock = clock or kept.now_s
     bus = EventBus(metrics)
     streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics, bus)
     reports = EngineReports(clock, bus)
     recorder: Recorder = NoRecorder()
     if settings.record is not None:
         recorder = FileRecorder(settings.record, clock, metrics)
-    workflows = Workflows(
-        store or MemoryStore(settings.max_workflows), streams, metrics, clock, recorder, bus=bus
-    )
+    workflows = Workflows(kept, streams, metrics, clock, recorder, bus=bus)
     mqtt = mqtt_bridge(
         settings,
         workflows=workflows,
@@ -100,12 +101,21 @@ def build_service(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with running(app):
+                yield
+        finally:
+            await kept.close()
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
         nonlocal sweeper
         await workflows.load()
         async with asyncio.TaskGroup() as tasks:
             sweeper = tasks.create_task(
-                _sweep_forever(workflows, settings.sweep_interval_s), name="kvflow-sweep"
+                _sweep_forever(workflows, kept, settings.sweep_interval_s), name="kvflow-sweep"
             )
+            follower = tasks.create_task(workflows.follow(), name="kvflow-follow")
             if mqtt is not None:
                 tasks.create_task(mqtt.run(), name="kvflow-mqtt")
             try:
@@ -116,6 +126,7 @@ def build_service(
                 if mqtt is not None:
                     mqtt.stop()
                 sweeper.cancel()
+                follower.cancel()
                 await asyncio.to_thread(recorder.stop)
 
     def unready_because() -> str | None:
@@ -123,7 +134,7 @@ def build_service(
             return "the service is shutting down"
         if sweeper is None or sweeper.done():
             return "the service has not started"
-        return None
+        return kept.problem
 
     app = FastAPI(
         title="KVFlow service",
@@ -162,11 +173,16 @@ def build_service(
     return Service(app=app, workflows=workflows, streams=streams, bus=bus)
 
 
-async def _sweep_forever(workflows: Workflows, interval_s: float) -> None:
+async def _sweep_forever(
+    workflows: Workflows, store: WorkflowStore, interval_s: float
+) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
+            await store.keep_time()
             await workflows.sweep()
+        except StoreUnavailableError:
+            pass  # the store has said so
         except Exception:
             # Workflows are also checked when they are used, and the next sweep tries again.
             logger.exception("sweeping expired workflows failed")

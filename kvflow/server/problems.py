@@ -31,7 +31,7 @@ from kvflow.errors import (
 from kvflow.protocol import FieldProblem, Problem
 from kvflow.server.bodies import BODY_TAGS
 from kvflow.server.event_bus import TooManyReadersError
-from kvflow.server.store import StoreFullError
+from kvflow.server.store import StoreFullError, StoreUnavailableError
 from kvflow.server.workflows import EventRefusedError
 
 __all__ = [
@@ -71,6 +71,9 @@ _BY_ERROR: Final[Mapping[type[KVFlowError], ProblemKind]] = {
     StepNotRunningError: ProblemKind("step-not-running", 409, "The step is not running"),
     ConflictError: ProblemKind("conflict", 409, "Does not fit the present state"),
     StoreFullError: ProblemKind("too-many-workflows", 503, "Too many live workflows"),
+    StoreUnavailableError: ProblemKind(
+        "store-unavailable", 503, "Workflows cannot be stored now"
+    ),
     TooManyReadersError: ProblemKind("too-many-readers", 503, "Too many readers of events"),
     KVFlowError: ProblemKind("internal-error", 500, "The service failed"),
 }

@@ -14,6 +14,7 @@ from kvflow import __version__
 from kvflow.errors import EnvironmentProblemError
 from kvflow.server.app import Service, build_service
 from kvflow.server.settings import ServiceSettings
+from kvflow.server.store.place import default_database
 
 __all__ = ["ServiceServer", "listen", "run"]
 
@@ -63,8 +64,15 @@ def run(settings: ServiceSettings) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    service = build_service(settings)
+    if settings.database is None:
+        settings = settings.model_copy(update={"database": default_database(settings.port)})
     sockets = listen(settings.host, settings.port)
+    try:
+        service = build_service(settings)
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
     logger.info("KVFlow service %s with %s", __version__, ", ".join(settings.lines()))
     # Uvicorn shuts down on SIGINT and then raises it again; that is no news to anyone.
     with contextlib.suppress(KeyboardInterrupt):

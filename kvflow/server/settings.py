@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kvflow.protocol import DEFAULT_LEASE_S, Identifier
 from kvflow.server.mqtt_url import check_mqtt_url
+from kvflow.server.store.place import check_database, masked
 
 __all__ = ["ServiceSettings", "is_loopback"]
 
@@ -67,6 +68,11 @@ class ServiceSettings(BaseSettings):
     max_event_readers: int = Field(
         default=256, ge=0, description="Readers of /v1/events at once; more are refused."
     )
+    database: str | None = Field(
+        default=None,
+        description="Where workflows are kept: a file, 'none' for in memory, or the address of a "
+        "Valkey server.",
+    )
     record: Path | None = Field(
         default=None, description="File to append workflows and events to, for a replay."
     )
@@ -110,6 +116,11 @@ class ServiceSettings(BaseSettings):
             check_mqtt_url(value.get_secret_value())
         return value
 
+    @field_validator("database")
+    @classmethod
+    def _is_a_place(cls, value: str | None) -> str | None:
+        return None if value is None else check_database(value)
+
     @field_validator("api_key")
     @classmethod
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
@@ -139,7 +150,10 @@ class ServiceSettings(BaseSettings):
 
     def lines(self) -> list[str]:
         """``name = value`` for every setting, secrets masked."""
-        return [f"{name} = {getattr(self, name)}" for name in type(self).model_fields]
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        if self.database is not None:
+            values["database"] = masked(self.database)
+        return [f"{name} = {value}" for name, value in values.items()]
 
 
 def is_loopback(host: str) -> bool:
