@@ -23,6 +23,7 @@ __all__ = [
     "REQUEST_ID_HEADER",
     "IdentifyRequests",
     "about",
+    "current_request",
     "id_headers",
     "request_facts",
 ]
@@ -70,6 +71,11 @@ def about(scope: Scope) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def current_request() -> Scope | None:
+    """The ASGI scope of the request that this code handles."""
+    return _current.get()
 
 
 def id_headers(scope: Scope) -> dict[str, str]:

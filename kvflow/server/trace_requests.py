@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvflow.server.request_log import request_facts
+from kvflow.server.request_log import current_request, request_facts
 
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
     from opentelemetry.trace import TracerProvider
 
-__all__ = ["DescribeSpans", "telemetry", "trace_headers"]
+__all__ = ["TRACE_CONTEXT", "DescribeSpans", "telemetry", "trace_headers"]
 
 # Asked for all the time, or endless.
 _UNTRACED: Final = frozenset(
     {"/health", "/ready", "/metrics", "/v1/engines/stream", "/v1/events", "/docs", "/openapi.json"}
 )
-_TRACE_CONTEXT: Final = (b"traceparent", b"tracestate")
+TRACE_CONTEXT: Final = (b"traceparent", b"tracestate")
+_W3C: Final = TraceContextTextMapPropagator()
 _FACTS: Final = ("request_id", "workflow_id", "client_id")
 
 
@@ -69,17 +71,16 @@ class DescribeSpans:
         await self._app(scope, receive, describing_send)
 
 
-def trace_headers(scope: Scope) -> dict[str, str]:
-    """What a request made on behalf of this one must carry to be in the same trace.
+def trace_headers() -> dict[str, str]:
+    """What a request to an engine must carry to be in the trace of the one that is being handled.
 
-    That is the span of this request, or, in a service that makes none, whatever its sender said.
+    That is the span of the request, or, in a service that makes none, whatever its sender said.
     """
     headers: dict[str, str] = {}
     if trace.get_current_span().get_span_context().is_valid:
-        propagate.inject(headers)
-        return headers
-    return {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in scope["headers"]
-        if name in _TRACE_CONTEXT
-    }
+        _W3C.inject(headers)
+    elif (scope := current_request()) is not None:
+        for name, value in scope["headers"]:
+            if name in TRACE_CONTEXT:
+                headers[name.decode("latin-1")] = value.decode("latin-1")
+    return headers

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from kvflow.server import ServiceSettings, build_service
+from kvflow.server.request_log import about
 from kvflow.server.trace_requests import trace_headers
 from kvflow.server.tracing import provider_from_env
 from tests.memory_spans import MemorySpans, parent_of, place_of
@@ -117,8 +117,8 @@ def test_requests_to_an_engine_go_on_in_the_same_trace(spans: MemorySpans) -> No
     sent: list[dict[str, str]] = []
 
     @service.app.get("/forward")
-    async def forward(request: Request) -> None:
-        sent.append(trace_headers(request.scope))
+    async def forward() -> None:
+        sent.append(trace_headers())
 
     with TestClient(service.app) as client:
         client.get("/forward", headers={"traceparent": PARENT})
@@ -133,8 +133,9 @@ def test_requests_to_an_engine_go_on_in_the_same_trace(spans: MemorySpans) -> No
 
 def test_without_spans_of_its_own_the_service_passes_on_what_came() -> None:
     headers = [(b"traceparent", PARENT.encode()), (b"tracestate", b"a=1"), (b"x", b"y")]
-    assert trace_headers({"headers": headers}) == {"traceparent": PARENT, "tracestate": "a=1"}
-    assert trace_headers({"headers": []}) == {}
+    with about({"headers": headers}):
+        assert trace_headers() == {"traceparent": PARENT, "tracestate": "a=1"}
+    assert trace_headers() == {}
 
 
 def test_switched_on_without_the_packages(

@@ -11,6 +11,7 @@ from kvflow.protocol import CUSTOM_PARAMS_KEY, STEPS_PARAMS_KEY
 from kvflow.server.front_door.account import Account
 from kvflow.server.front_door.call_hints import CallHints
 from kvflow.server.front_door.priority import PriorityOrder, priority_for
+from kvflow.server.trace_requests import trace_headers
 
 __all__ = ["EngineKind", "EngineTraits", "Owner", "body_for_engine", "parse_body"]
 
@@ -167,5 +168,7 @@ class _Changes:
         }
         if hints.fixed_prefix_tokens is not None:
             fields["fixed_prefix_tokens"] = hints.fixed_prefix_tokens
+        if (traceparent := trace_headers().get("traceparent")) is not None:
+            fields["traceparent"] = traceparent
         self._added["custom_params"] = {**given, CUSTOM_PARAMS_KEY: fields}
         self._account.sent["custom_params"] = CUSTOM_PARAMS_KEY

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from kvflow.server.front_door.engine import Engine
 from kvflow.server.front_door.errors import PASSED_ON_KEY, openai_error
 from kvflow.server.front_door.usage import TokenUsage, UsageReader
+from kvflow.server.trace_requests import TRACE_CONTEXT, trace_headers
 
 __all__ = ["CallEnd", "Forwarded", "request_headers"]
 
@@ -32,6 +33,7 @@ _NOT_TO_ENGINE: Final = _HOP_BY_HOP | frozenset(
     (
         *(b"host", b"content-length", b"accept-encoding", b"authorization", b"cookie"),
         *(b"expect", b"forwarded"),
+        *TRACE_CONTEXT,
     )
 )
 _NOT_TO_ENGINE_PREFIXES: Final = (b"x-kvflow-", b"x-dynamo-", b"x-forwarded-")
@@ -60,6 +62,7 @@ def request_headers(
     ]
     # As it is, so that the token counts at its end can be read.
     kept.append((b"accept-encoding", b"identity"))
+    kept.extend((name.encode(), value.encode("latin-1")) for name, value in trace_headers().items())
     if engine_authorization is not None:
         kept.append((b"authorization", engine_authorization.encode()))
     elif not shared:
