@@ -6,6 +6,7 @@ KVFlowError
 ├── ForbiddenError             not for this key; names the field (HTTP 403)
 ├── NotFoundError              (HTTP 404)
 │   ├── WorkflowNotFoundError
+│   ├── FamilyNotFoundError
 │   └── AgentNotFoundError
 ├── ConflictError              right by itself, wrong in the present state (HTTP 409)
 │   ├── WorkflowConflictError
@@ -26,6 +27,7 @@ __all__ = [
     "AgentNotFoundError",
     "ConflictError",
     "EnvironmentProblemError",
+    "FamilyNotFoundError",
     "ForbiddenError",
     "GraphError",
     "InvalidInputError",
@@ -116,6 +118,18 @@ class WorkflowNotFoundError(NotFoundError):
         super().__init__(
             f"no live workflow has workflow_id {workflow_id!r}: it was never created, "
             "or it was deleted or expired; create it with POST /v1/workflows"
+        )
+
+
+class FamilyNotFoundError(NotFoundError):
+    """No order was learned of a family of workflows."""
+
+    def __init__(self, family: str, client_id: str) -> None:
+        self.family = family
+        self.client_id = client_id
+        super().__init__(
+            f"no workflow of the family {family!r} of client {client_id!r} has taught an order; "
+            "GET /v1/learned lists those that have"
         )
 
 
