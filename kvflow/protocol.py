@@ -30,6 +30,7 @@ __all__ = [
     "Delta",
     "EdgeSpec",
     "CacheTier",
+    "EngineAway",
     "EngineList",
     "EngineReport",
     "EngineSummary",
@@ -41,6 +42,10 @@ __all__ = [
     "Health",
     "Heartbeat",
     "Identifier",
+    "LearnedGraph",
+    "LearnedList",
+    "LearnedSummary",
+    "LearnedWorkflowSpec",
     "Problem",
     "PrefixPlacement",
     "RecentFigures",
@@ -84,6 +89,10 @@ StepsMap = dict[str, Annotated[int, Field(ge=0)] | None]
 
 def _is_unset(value: object) -> bool:
     return value is None
+
+
+def _is_false(value: object) -> bool:
+    return value is False
 
 
 class _Strict(BaseModel):
@@ -159,6 +168,51 @@ class WorkflowSpec(_Strict):
     entry: Annotated[list[Identifier], Field(min_length=1, max_length=10_000)]
 
 
+class LearnedWorkflowSpec(_Strict):
+    """Body of ``POST /v1/workflows`` for a workflow that declares nothing."""
+
+    learn: Literal[True] = Field(description="Take any agent's steps, and learn their order.")
+    workflow_id: Identifier | None = Field(default=None, description="Made up if absent.")
+    client_id: Identifier = DEFAULT_CLIENT_ID
+    name: Annotated[str, Field(max_length=256)] | None = Field(
+        default=None,
+        description="Workflows of one name learn from each other; without one, those that begin "
+        "with the same agent do.",
+    )
+    ttl_s: TtlSeconds = Field(
+        default=DEFAULT_TTL_S, description="The workflow expires after this long without events."
+    )
+
+
+class LearnedSummary(_Lenient):
+    """What was learned of one family of workflows, in short."""
+
+    family: str = Field(description="Their name, or from:<agent> if they have none.")
+    client_id: str
+    agents: list[str]
+    score: float = Field(
+        description="Mean probability that had been given to the agents that then started."
+    )
+    scored: int = Field(description="Starts that were scored.")
+    used: bool = Field(description="Whether engines are told of the predictions.")
+
+
+class LearnedList(_Lenient):
+    """``GET /v1/learned``."""
+
+    families: list[LearnedSummary]
+
+
+class LearnedGraph(_Lenient):
+    """``GET /v1/learned/{family}``: a body for ``POST /v1/workflows``."""
+
+    client_id: str
+    name: str | None
+    agents: list[AgentSpec]
+    edges: list[EdgeSpec]
+    entry: list[str]
+
+
 class AgentView(_Lenient):
     """An agent and its present state."""
 
@@ -184,6 +238,12 @@ class WorkflowView(_Lenient):
     entry: list[str]
     steps_started: int
     mispredictions: int = Field(description="Starts of agents that held no mark.")
+    learn: bool = Field(
+        default=False,
+        exclude_if=_is_false,
+        description="It declares nothing: agents, edges and entry are what was learned. "
+        "Absent if it is declared.",
+    )
 
 
 class WorkflowList(_Lenient):
@@ -509,10 +569,18 @@ class EngineView(_Lenient):
     )
 
 
+class EngineAway(_Lenient):
+    """An engine that was connected in the last week and is not now."""
+
+    engine_id: str
+    last_seen_unix_s: float = Field(description="When it was last connected, to about a minute.")
+
+
 class EngineList(_Lenient):
     """``GET /v1/engines``."""
 
     engines: list[EngineView]
+    away: list[EngineAway] = Field(default=[], description="Not connected now, the latest first.")
 
 
 class Health(_Lenient):

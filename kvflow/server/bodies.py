@@ -6,20 +6,33 @@ from typing import Annotated, Final
 
 from pydantic import Discriminator, Field, Tag
 
-from kvflow.protocol import StepEvent
+from kvflow.protocol import LearnedWorkflowSpec, StepEvent, WorkflowSpec
 
-__all__ = ["BODY_TAGS", "EventsBody"]
+__all__ = ["BODY_TAGS", "EventsBody", "WorkflowBody"]
 
 # Pydantic puts the tag of the alternative it took into an error's location. No field has such a
 # name, so they can be told from fields.
 _ONE: Final = "<one event>"
 _LIST: Final = "<list of events>"
-BODY_TAGS: Final = frozenset({_ONE, _LIST})
+_DECLARED: Final = "<declared workflow>"
+_LEARNED: Final = "<learned workflow>"
+BODY_TAGS: Final = frozenset({_ONE, _LIST, _DECLARED, _LEARNED})
 
 
 def _one_or_list(body: object) -> str:
     return _LIST if isinstance(body, list) else _ONE
 
+
+def _declared_or_learned(body: object) -> str:
+    learns = isinstance(body, dict) and body.get("learn") not in (None, False)
+    return _LEARNED if learns or isinstance(body, LearnedWorkflowSpec) else _DECLARED
+
+
+WorkflowBody = Annotated[
+    Annotated[WorkflowSpec, Tag(_DECLARED)] | Annotated[LearnedWorkflowSpec, Tag(_LEARNED)],
+    Discriminator(_declared_or_learned),
+]
+"""A declared workflow, or with ``learn`` one that declares nothing."""
 
 EventsBody = Annotated[
     Annotated[StepEvent, Tag(_ONE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvflow.graph_specs import edge_spec
 from kvflow.protocol import AgentView, EventsResult, StepsView, WorkflowView
-from kvflow.server.store import WorkflowRecord
+from kvflow.server.store import ExpectedTimes, WorkflowRecord
 from kvflow.server.workflows import EventsApplied
 
 __all__ = ["events_result", "steps_view", "workflow_view"]
@@ -35,6 +35,7 @@ def workflow_view(record: WorkflowRecord, now_s: float) -> WorkflowView:
         entry=list(record.graph.entry),
         steps_started=record.state.steps_started,
         mispredictions=record.state.mispredictions,
+        learn=record.learned,
     )
 
 
@@ -49,6 +50,10 @@ def events_result(done: EventsApplied) -> EventsResult:
     )
 
 
-def steps_view(record: WorkflowRecord) -> StepsView:
-    """The steps alone."""
-    return StepsView(version=record.version, steps_to_execution=record.wire_steps())
+def steps_view(record: WorkflowRecord, expected: ExpectedTimes | None = None) -> StepsView:
+    """The steps alone, with expected times where durations are known."""
+    return StepsView(
+        version=record.version,
+        steps_to_execution=record.wire_steps(),
+        expected_s_to_execution=None if expected is None else expected.wire(expected.at_s),
+    )

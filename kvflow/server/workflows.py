@@ -16,12 +16,14 @@ from weakref import WeakValueDictionary
 from kvflow.errors import KVFlowError, QuotaError, WorkflowConflictError, WorkflowNotFoundError
 from kvflow.graph import AgentStepGraph, EventOutcome, GraphPool, WorkflowState
 from kvflow.graph_specs import agents_from, edges_from
-from kvflow.protocol import StepEvent, WorkflowSpec
+from kvflow.protocol import LearnedWorkflowSpec, StepEvent, WorkflowSpec
 from kvflow.server.event_bus import EventBus
 from kvflow.server.finishing import finished
+from kvflow.server.learned.orders import LearnedOrders, Sources, expected_times
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import Recorder
 from kvflow.server.store import (
+    ExpectedTimes,
     StoreConflictError,
     StoreUnavailableError,
     WorkflowKey,
@@ -82,8 +84,10 @@ class Workflows:
         recorder: Recorder,
         *,
         bus: EventBus,
+        orders: LearnedOrders | None = None,
     ) -> None:
         self._store = store
+        self._orders = LearnedOrders() if orders is None else orders
         self._streams = streams
         self._metrics = metrics
         self._clock = clock
@@ -121,14 +125,19 @@ class Workflows:
             self._streams.close(key)
 
     async def create(
-        self, spec: WorkflowSpec, *, namespace: str = "", most: int | None = None
+        self,
+        spec: WorkflowSpec | LearnedWorkflowSpec,
+        *,
+        namespace: str = "",
+        most: int | None = None,
     ) -> tuple[WorkflowRecord, bool]:
         """Create a workflow; ``(record, whether it is new)``.
 
         In a namespace of its own the workflow is that client's, whatever ``spec.client_id`` says.
 
         Creating what exists with the same content changes nothing but its deadline, which starts
-        anew. The order of agents, edges and entry agents is not content.
+        anew. The order of agents, edges and entry agents is not content. A declaration takes the
+        place of a workflow that declared nothing.
 
         Raises:
             GraphError, InvalidInputError: the graph cannot work.
@@ -142,12 +151,16 @@ class Workflows:
     async def _create(self, fresh: WorkflowRecord, most: int | None) -> tuple[WorkflowRecord, bool]:
         async with self._lock(fresh.key):
             existing = await self._find(fresh.key)
+            if existing is not None and existing.learned and not fresh.learned:
+                await self._close(existing, "deleted")
+                existing = None
             if existing is None:
                 with self._room(fresh.namespace, most):
                     await self._store.insert(fresh)
                     self._publish(fresh)
                 self._metrics.created.inc()
-                self._recorder.created(fresh)
+                if not fresh.learned:
+                    self._recorder.created(fresh)
                 publish_created(self._bus, fresh)
                 return fresh, True
             if differing := _differing(existing, fresh):
@@ -170,6 +183,10 @@ class Workflows:
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
         return record
+
+    def expected(self, record: WorkflowRecord) -> ExpectedTimes | None:
+        """When its agents are expected to run, as seen now; None if no durations are known."""
+        return self._orders.expected(record, self._clock())
 
     async def page(
         self,
@@ -234,15 +251,25 @@ class Workflows:
             if record is None:
                 raise WorkflowNotFoundError(key[1])
             started_s = time.perf_counter()
-            state = record.state.copy()
-            outcomes = _apply_all(state, events)
+            now_s = self._clock()
+            state = self._orders.state(record, events) or record.state.copy()
+            outcomes, sources = _apply_all(state, events)
             state.step_values()  # computed here and kept by the state, for all who ask later
-            updated = replace(record, state=state, expires_at_s=self._clock() + record.ttl_s)
+            times = self._orders.times(record, events, sources, now_s)
+            updated = replace(
+                record,
+                state=state,
+                graph=state.graph,
+                expected=expected_times(state, times, now_s),
+                expires_at_s=now_s + record.ttl_s,
+            )
             self._metrics.update_seconds.observe(time.perf_counter() - started_s)
             await self._store.update(updated, events)
+            self._orders.applied(updated, times)
             self._publish(updated)
             paired = zip(events, outcomes, strict=True)
-            if new := [event for event, outcome in paired if not outcome.duplicate]:
+            new = [event for event, outcome in paired if not outcome.duplicate]
+            if new and not updated.learned:
                 self._recorder.applied(updated.recorded_id, new)
             publish_steps(self._bus, updated, events, outcomes)
         for event, outcome in zip(events, outcomes, strict=True):
@@ -313,7 +340,7 @@ class Workflows:
 
     def _publish(self, record: WorkflowRecord) -> None:
         # Of a shared store, what is told to engines comes from follow() alone: one order for all.
-        if not self._store.shared:
+        if record.learned or not self._store.shared:
             self._streams.publish(record)
 
     def _lock(self, key: WorkflowKey) -> asyncio.Lock:
@@ -334,38 +361,53 @@ class Workflows:
     async def _close(self, record: WorkflowRecord, reason: str) -> None:
         await self._store.delete(record)
         self._metrics.closed.labels(reason).inc()
-        if not self._store.shared:
+        self._orders.closed(record)
+        if record.learned or not self._store.shared:
             self._streams.close(record.stream_key)
-        self._recorder.closed(record.recorded_id, reason)
+        if not record.learned:
+            self._recorder.closed(record.recorded_id, reason)
         publish_closed(self._bus, record, reason)
 
-    async def _fresh_record(self, spec: WorkflowSpec, namespace: str) -> WorkflowRecord:
-        agents, edges = agents_from(spec.agents), edges_from(spec.edges)
-        if len(agents) + len(edges) > _LARGE_GRAPH:
-            graph = await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
-        else:
-            graph = self._graphs.graph(agents, edges, spec.entry)
+    async def _fresh_record(
+        self, spec: WorkflowSpec | LearnedWorkflowSpec, namespace: str
+    ) -> WorkflowRecord:
+        state = (
+            self._orders.fresh_state()
+            if isinstance(spec, LearnedWorkflowSpec)
+            else WorkflowState(await self._graph(spec))
+        )
         return WorkflowRecord(
             workflow_id=spec.workflow_id or f"wf-{uuid.uuid4().hex}",
             client_id=namespace or spec.client_id,
             name=spec.name,
             ttl_s=spec.ttl_s,
-            graph=graph,
-            state=WorkflowState(graph),
+            graph=state.graph,
+            state=state,
             expires_at_s=self._clock() + spec.ttl_s,
             namespace=namespace,
         )
 
+    async def _graph(self, spec: WorkflowSpec) -> AgentStepGraph:
+        agents, edges = agents_from(spec.agents), edges_from(spec.edges)
+        if len(agents) + len(edges) > _LARGE_GRAPH:
+            return await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
+        return self._graphs.graph(agents, edges, spec.entry)
 
-def _apply_all(state: WorkflowState, events: Sequence[StepEvent]) -> list[EventOutcome]:
-    outcomes = []
+
+def _apply_all(
+    state: WorkflowState, events: Sequence[StepEvent]
+) -> tuple[list[EventOutcome], list[Sources]]:
+    outcomes, sources = list[EventOutcome](), list[Sources]()
     for index, event in enumerate(events):
-        change = state.start if event.type == "step_started" else state.finish
+        starts = event.type == "step_started"
+        change = state.start if starts else state.finish
         try:
+            before = state.predecessors(event.agent_id) if starts else ()
             outcomes.append(change(event.agent_id, event.step_id))
         except KVFlowError as error:
             raise EventRefusedError(index, error) from error
-    return outcomes
+        sources.append(None if outcomes[-1].duplicate else before)
+    return outcomes, sources
 
 
 def _outcome_name(outcome: EventOutcome) -> str:
@@ -376,6 +418,7 @@ def _outcome_name(outcome: EventOutcome) -> str:
 
 def _differing(existing: WorkflowRecord, fresh: WorkflowRecord) -> list[str]:
     contents = {
+        "learn": (existing.learned, fresh.learned),
         "client_id": (existing.client_id, fresh.client_id),
         "name": (existing.name, fresh.name),
         "ttl_s": (existing.ttl_s, fresh.ttl_s),
@@ -383,4 +426,6 @@ def _differing(existing: WorkflowRecord, fresh: WorkflowRecord) -> list[str]:
         "edges": (frozenset(existing.graph.edges), frozenset(fresh.graph.edges)),
         "entry": (frozenset(existing.graph.entry), frozenset(fresh.graph.entry)),
     }
+    if existing.learned and fresh.learned:  # what was learned meanwhile is no content
+        contents = {name: contents[name] for name in ("client_id", "name", "ttl_s")}
     return [name for name, (old, new) in contents.items() if old != new]

@@ -57,6 +57,7 @@ class _Team:
 
     agent_ids: tuple[str, ...]
     fixed_lengths: tuple[int, ...]
+    pauses_s: tuple[float, ...]
     flow: Flow
     graph: AgentStepGraph
     declared: AgentStepGraph | None
@@ -79,7 +80,13 @@ class _Teams:
         flow = flow_of(given.agents, _stream(given, f"team/{number}/flow"))
         graph = graph_of(flow, agent_ids, lengths)
         declared = declare(graph, given.hints.graph, _stream(given, f"team/{number}/declared"))
-        return _Team(agent_ids, tuple(lengths), flow, graph, declared)
+        pause_s, count = given.agents.pause_s, len(agent_ids)
+        if isinstance(pause_s, tuple):
+            rng = _stream(given, f"team/{number}/pauses")
+            pauses_s = tuple(rng.uniform(*pause_s) for _ in range(count))
+        else:
+            pauses_s = (pause_s,) * count
+        return _Team(agent_ids, tuple(lengths), pauses_s, flow, graph, declared)
 
     def _prefixes(self, client_id: str, number: int) -> list[tuple[Piece, ...]]:
         team = self.team(number)
@@ -122,9 +129,9 @@ def _workflows(scenario: Scenario, teams: _Teams) -> Iterator[_Made]:
         for round_number, stage in walk(team.flow, team.graph, agents.rounds, flows, deviations):
             first = len(calls)
             for agent in stage:
-                pause_s = 0.0
-                if after and agents.pause_s:
-                    pause_s = pauses.expovariate(1.0 / agents.pause_s)
+                pause_s, mean_s = 0.0, team.pauses_s[agent]
+                if after and mean_s:
+                    pause_s = pauses.expovariate(1.0 / mean_s)
                 calls.append(writer.call(agent, len(calls), after, pause_s))
                 rounds.append(round_number)
             after = tuple(range(first, len(calls)))

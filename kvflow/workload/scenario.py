@@ -76,8 +76,16 @@ class Agents(_Section):
     loop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """With half or more a workflow may go round for long; it ends after an average of 10 calls per
     agent and round."""
-    pause_s: Seconds = 0.0
-    """Mean time between a call's end and the next call: a tool. Exponential."""
+    pause_s: Seconds | tuple[Seconds, Seconds] = 0.0
+    """Mean time between a call's end and the next call: a tool. Exponential. One mean, or the least
+    and the most of an even spread over the agents: each has its own tool before it."""
+
+    @model_validator(mode="after")
+    def _least_first(self) -> Self:
+        if isinstance(self.pause_s, tuple) and self.pause_s[0] > self.pause_s[1]:
+            least, most = self.pause_s
+            raise ValueError(f"pause_s: {least} is more than {most}; the least first")
+        return self
 
 
 class Load(_Section):

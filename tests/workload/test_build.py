@@ -257,3 +257,18 @@ def test_a_million_workflows_are_made_one_by_one() -> None:
         assert peak(2000) < first + 100_000
     finally:
         tracemalloc.stop()
+
+
+def test_agents_may_have_tools_of_their_own_length() -> None:
+    made = workflows(
+        agents={"agents": 4, "rounds": 2, "pause_s": (1.0, 100.0)}, load={"workflows": 300}
+    )
+    pauses: dict[str, list[float]] = {}
+    for workflow in made:
+        for call in workflow.calls:
+            if call.after:
+                pauses.setdefault(call.agent_id, []).append(call.pause_s)
+    means = sorted(sum(values) / len(values) for values in pauses.values())
+    assert means[-1] > 2 * means[0]
+    assert 0.5 < means[0]
+    assert means[-1] < 150

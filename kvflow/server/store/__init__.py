@@ -1,7 +1,9 @@
 """Where the service keeps its workflows."""
 
+from kvflow.server.store.aside import LearnedAside
 from kvflow.server.store.base import (
     Change,
+    ExpectedTimes,
     NoteKind,
     StoreConflictError,
     StoredState,
@@ -16,6 +18,8 @@ from kvflow.server.store.memory import MemoryStore
 
 __all__ = [
     "Change",
+    "ExpectedTimes",
+    "LearnedAside",
     "MemoryStore",
     "NoteKind",
     "StoreConflictError",

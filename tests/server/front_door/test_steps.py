@@ -169,7 +169,7 @@ def test_a_step_that_is_named_counts_once(door: Door) -> None:
 @pytest.mark.parametrize(
     ("hints", "steps"),
     [
-        ({"workflow_id": "other", "agent_id": "a"}, "the workflow is not declared"),
+        ({"workflow_id": "other", "agent_id": "a"}, "learned from"),
         ({"workflow_id": "w", "agent_id": "nobody"}, "the workflow has no such agent"),
     ],
 )
