@@ -14,6 +14,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from kvflow.server.metrics import ServiceMetrics
+from kvflow.server.mqtt.metrics import MqttMetrics
 
 # In a process of its own, as the plugin's metrics are in the process's default registry.
 _PLUGIN_PROGRAM = """
@@ -53,7 +54,10 @@ def in_registry(registry: CollectorRegistry) -> dict[str, Metric]:
 
 
 def service_metrics() -> dict[str, Metric]:
-    return in_registry(ServiceMetrics().registry)
+    """Those that a service has with everything switched on."""
+    registry = ServiceMetrics().registry
+    MqttMetrics(registry)
+    return in_registry(registry)
 
 
 @functools.cache

@@ -52,6 +52,14 @@ class ServiceMetrics:
             buckets=_UPDATE_BUCKETS,
             registry=self.registry,
         )
+        self.store_seconds = Histogram(
+            "kvflow_store_write_seconds",
+            "Until a write is as durable as the store makes it, by operation: insert, update or "
+            "delete.",
+            ["operation"],
+            buckets=_UPDATE_BUCKETS,
+            registry=self.registry,
+        )
         self.engines = Gauge(
             "kvflow_engines_connected", "Engines on the stream.", registry=self.registry
         )

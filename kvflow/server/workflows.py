@@ -156,7 +156,8 @@ class Workflows:
                 existing = None
             if existing is None:
                 with self._room(fresh.namespace, most):
-                    await self._store.insert(fresh)
+                    with self._metrics.store_seconds.labels("insert").time():
+                        await self._store.insert(fresh)
                     self._publish(fresh)
                 self._metrics.created.inc()
                 if not fresh.learned:
@@ -264,7 +265,8 @@ class Workflows:
                 expires_at_s=now_s + record.ttl_s,
             )
             self._metrics.update_seconds.observe(time.perf_counter() - started_s)
-            await self._store.update(updated, events)
+            with self._metrics.store_seconds.labels("update").time():
+                await self._store.update(updated, events)
             self._orders.applied(updated, times)
             self._publish(updated)
             paired = zip(events, outcomes, strict=True)
@@ -359,7 +361,8 @@ class Workflows:
         return record
 
     async def _close(self, record: WorkflowRecord, reason: str) -> None:
-        await self._store.delete(record)
+        with self._metrics.store_seconds.labels("delete").time():
+            await self._store.delete(record)
         self._metrics.closed.labels(reason).inc()
         self._orders.closed(record)
         if record.learned or not self._store.shared:
