@@ -291,6 +291,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "simulate_policies": ("simulate_policies.json", simulation.policies),
     "simulate_policy_goals": ("simulate_policies.json", simulation.policy_goals),
     "simulate_paper": ("simulate_paper.json", simulation.paper),
+    "simulate_learned": ("simulate_learned.json", simulation.learned),
     "simulate_speed": ("simulate_speed.json", simulation.speed),
     **plugin.TABLES,
 }

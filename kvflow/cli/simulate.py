@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -48,6 +48,12 @@ def simulate(
     write_policy: Annotated[
         str, typer.Option(help=f"Of the host tier: {', '.join(_WRITE_POLICIES)}.")
     ] = "write_through",
+    order: Annotated[
+        str, typer.Option(help="KVFlow evicts by steps or by expected time (KVFLOW_ORDER).")
+    ] = "steps",
+    graphs: Annotated[
+        str, typer.Option(help="KVFlow is told declared graphs, or has learned them from calls.")
+    ] = "declared",
     host_for_all: Annotated[
         bool,
         typer.Option("--host-for-all", help="Let every policy use the host tier, not only some."),
@@ -74,7 +80,14 @@ def simulate(
         raise InvalidInputError(
             ["--write-policy"], f"{write_policy!r} is unknown; use {', '.join(_WRITE_POLICIES)}"
         )
-    engine = EngineModel(write_policy=cast(WritePolicy, write_policy), host_for_all=host_for_all)
+    engine = EngineModel(
+        write_policy=cast(WritePolicy, write_policy),
+        order=cast("Literal['steps', 'time']", _one_of("--order", order, "steps", "time")),
+        graphs=cast(
+            "Literal['declared', 'learned']", _one_of("--graphs", graphs, "declared", "learned")
+        ),
+        host_for_all=host_for_all,
+    )
     prices = _costs(costs, gpu, model)
     workload = build_workload(given, path.parent)
     # With the figures on stdout, what people read goes to stderr.
@@ -112,6 +125,12 @@ def _policies(text: str) -> list[PolicyName]:
                 ["--policies"], f"{name!r} is unknown; use all, or some of {', '.join(POLICIES)}"
             )
     return cast("list[PolicyName]", list(dict.fromkeys(names)))
+
+
+def _one_of(option: str, given: str, *known: str) -> str:
+    if given not in known:
+        raise InvalidInputError([option], f"{given!r} is unknown; use {' or '.join(known)}")
+    return given
 
 
 def _costs(file: str | None, gpu: str, model: str) -> CostModel:
