@@ -16,7 +16,10 @@ __all__ = ["COMMANDS", "build_app", "run"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command whose function, of the same name (with _ for -), lives in a module of its own."""
+    """A command whose function, of the same name (with _ for -), lives in a module of its own.
+
+    Where a command has commands of its own, a ``typer.Typer`` stands in the function's place.
+    """
 
     name: str
     summary: str
@@ -34,6 +37,7 @@ class Command:
 COMMANDS: Final = (
     Command("engine", "Start SGLang with KVFlow's cache, on CUDA or on a CPU.", "sglang"),
     Command("serve", "Run the KVFlow service.", "server"),
+    Command("keys", "Make, list, rotate and revoke the API keys of a service.", "server"),
     Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
     Command("bench", "Run a scenario with every kind of cache, on this machine.", "bench"),
     Command("simulate", "Run a scenario on a model of the engine, without one.", "simulate"),
@@ -71,6 +75,9 @@ def build_app(asked_for: str | None) -> typer.Typer:
     app.callback()(_global_options)
     for command in COMMANDS:
         body = _load(command) if command.name == asked_for else _stub
+        if isinstance(body, typer.Typer):
+            app.add_typer(body, name=command.name)
+            continue
         app.command(command.name, help=None if body is not _stub else command.summary)(body)
     return app
 
@@ -88,7 +95,7 @@ def _stub() -> None:
     """Stand for a command in the list of commands."""
 
 
-def _load(command: Command) -> Callable[..., Any]:
+def _load(command: Command) -> Callable[..., Any] | typer.Typer:
     try:
         module = import_module(command.module)
     except ModuleNotFoundError as missing:
@@ -103,5 +110,5 @@ def _load(command: Command) -> Callable[..., Any]:
             f"`kvflow {command.name}` needs the package {package}, which is not installed",
             f"pip install 'kvflow[{command.extra}]'",
         ) from missing
-    body: Callable[..., Any] = getattr(module, command.function)
+    body: Callable[..., Any] | typer.Typer = getattr(module, command.function)
     return body

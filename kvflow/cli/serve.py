@@ -27,6 +27,27 @@ def serve(  # noqa: PLR0917 - each is an option by name
             "better set it in the environment. [env: KVFLOW_API_KEY; none]"
         ),
     ] = None,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            metavar="FILE",
+            help="File of API keys that `kvflow keys` makes. [env: KVFLOW_KEYS_FILE; none]",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Certificate chain (PEM): speak HTTPS. [env: KVFLOW_TLS_CERT; none]",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The certificate's private key. [env: KVFLOW_TLS_KEY; none]"
+        ),
+    ] = None,
     allow_open: Annotated[
         bool | None,
         typer.Option(
@@ -48,6 +69,14 @@ def serve(  # noqa: PLR0917 - each is an option by name
             "[env: KVFLOW_LEASE_S; 10]"
         ),
     ] = None,
+    engine_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Engine that the OpenAI routes (/v1/chat/completions, ...) pass calls to. "
+            "[env: KVFLOW_ENGINE_URL; none]",
+        ),
+    ] = None,
     database: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +92,10 @@ def serve(  # noqa: PLR0917 - each is an option by name
             help="Append workflows and events to a file that `kvflow convert-trace` makes a trace "
             "of. [env: KVFLOW_RECORD; none]",
         ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(help="text or json: an object a line. [env: KVFLOW_LOG_FORMAT; text]"),
     ] = None,
     log_level: Annotated[
         str | None,
@@ -81,11 +114,16 @@ def serve(  # noqa: PLR0917 - each is an option by name
         "host": host,
         "port": port,
         "api_key": api_key,
+        "keys_file": keys_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
         "allow_open": allow_open,
         "public_metrics": public_metrics,
         "lease_s": lease_s,
+        "engine_url": engine_url,
         "database": database,
         "record": record,
+        "log_format": log_format,
         "log_level": log_level,
         "access_log": access_log,
     }

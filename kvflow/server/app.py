@@ -7,17 +7,26 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI
 
 from kvflow import __version__
+from kvflow.server.access import RequireKey
 from kvflow.server.dashboard_pages import DASHBOARD_PATHS, dashboard_routes
+from kvflow.server.docs_page import docs_routes
 from kvflow.server.engine_reports import EngineReports
 from kvflow.server.event_bus import EventBus
 from kvflow.server.event_stream import event_routes
+from kvflow.server.front_door import AnswerAsOpenAI, build_front_door, front_door_routes
+from kvflow.server.keys import KeyRing
+from kvflow.server.kv_hints import kv_hint_routes
+from kvflow.server.learned.calls import LearnedCalls
+from kvflow.server.learned.orders import LearnedOrders
+from kvflow.server.learned.routes import learned_routes
+from kvflow.server.limits import DefaultLimits, Limits
 from kvflow.server.metrics import MeasureRequests, ServiceMetrics
-from kvflow.server.middleware import CheckBody, RequireKey
+from kvflow.server.middleware import CheckBody, CheckHead
 from kvflow.server.mqtt import mqtt_bridge
 from kvflow.server.openapi import set_openapi
 from kvflow.server.operations import operation_routes
@@ -26,12 +35,20 @@ from kvflow.server.overview_routes import overview_routes
 from kvflow.server.problems import install_problem_handlers
 from kvflow.server.recorder import FileRecorder, NoRecorder, Recorder
 from kvflow.server.report_routes import report_routes
+from kvflow.server.request_log import IdentifyRequests
 from kvflow.server.routes import engine_routes, workflow_routes
+from kvflow.server.secure_headers import SecureHeaders
 from kvflow.server.settings import ServiceSettings
-from kvflow.server.store import StoreUnavailableError, WorkflowStore
+from kvflow.server.sightings import Sightings
+from kvflow.server.store import LearnedAside, StoreUnavailableError, WorkflowStore
 from kvflow.server.store.place import IN_MEMORY, open_store
 from kvflow.server.stream import EngineStreams
+from kvflow.server.trace_requests import DescribeSpans, telemetry
+from kvflow.server.tracing import StepSpans, provider_from_env
 from kvflow.server.workflows import Workflows
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["Service", "build_service", "create_app"]
 
@@ -48,6 +65,7 @@ class Service:
     workflows: Workflows
     streams: EngineStreams
     bus: EventBus
+    store: WorkflowStore
 
 
 def create_app(
@@ -70,13 +88,21 @@ def build_service(
     *,
     store: WorkflowStore | None = None,
     clock: Callable[[], float] | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> Service:
     """As ``create_app``, with the parts at hand.
 
+    ``tracer_provider`` takes the service's OpenTelemetry spans and is shut down at the end; if
+    absent, ``settings.otel`` says whether there are any.
+
     Raises:
-        EnvironmentProblemError: ``settings.record`` cannot be written to, or the database not used.
+        EnvironmentProblemError: ``settings.record`` cannot be written to, the key file not read, or
+            the database not used.
     """
     metrics = ServiceMetrics()
+    api_key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    keys = KeyRing(api_key, settings.keys_file)
+    limits = Limits(DefaultLimits.of(settings), keys)
     if store is None:
         store = open_store(settings.database or IN_MEMORY, settings.max_workflows)
     kept = store
@@ -84,10 +110,22 @@ def build_service(
     bus = EventBus(metrics)
     streams = EngineStreams(settings.lease_s, settings.heartbeat_s, clock, metrics, bus)
     reports = EngineReports(clock, bus)
+    sightings = Sightings(kept, streams)
     recorder: Recorder = NoRecorder()
     if settings.record is not None:
         recorder = FileRecorder(settings.record, clock, metrics)
-    workflows = Workflows(kept, streams, metrics, clock, recorder, bus=bus)
+    orders = LearnedOrders()
+    aside = LearnedAside(kept, settings.max_workflows)
+    workflows = Workflows(aside, streams, metrics, clock, recorder, bus=bus, orders=orders)
+    door, kv_hints = build_front_door(
+        settings,
+        workflows=workflows,
+        streams=streams,
+        bus=bus,
+        metrics=metrics,
+        clock=clock,
+        undeclared=lambda reporter: LearnedCalls(workflows, reporter, limits),
+    )
     mqtt = mqtt_bridge(
         settings,
         workflows=workflows,
@@ -95,8 +133,11 @@ def build_service(
         bus=bus,
         metrics=metrics,
         clock=clock,
-        namespace_of=lambda client_id: "",
+        namespace_of=lambda client_id: client_id if keys.has_keys(client_id) else "",
     )
+    if tracer_provider is None and settings.otel:
+        tracer_provider = provider_from_env()
+    step_spans = None if tracer_provider is None else StepSpans(tracer_provider)
     sweeper: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -111,16 +152,22 @@ def build_service(
     async def running(app: FastAPI) -> AsyncIterator[None]:
         nonlocal sweeper
         await workflows.load()
+        await sightings.load()
         async with asyncio.TaskGroup() as tasks:
             sweeper = tasks.create_task(
-                _sweep_forever(workflows, kept, settings.sweep_interval_s), name="kvflow-sweep"
+                _sweep_forever(workflows, streams, kept, sightings, settings.sweep_interval_s),
+                name="kvflow-sweep",
             )
             follower = tasks.create_task(workflows.follow(), name="kvflow-follow")
             if mqtt is not None:
                 tasks.create_task(mqtt.run(), name="kvflow-mqtt")
+            if step_spans is not None:
+                tasks.create_task(step_spans.follow(bus), name="kvflow-step-spans")
             try:
-                yield
+                async with door.running():
+                    yield
             finally:
+                await sightings.close()
                 streams.shut_down()
                 bus.close()
                 if mqtt is not None:
@@ -128,6 +175,8 @@ def build_service(
                 sweeper.cancel()
                 follower.cancel()
                 await asyncio.to_thread(recorder.stop)
+        if step_spans is not None:
+            await asyncio.to_thread(step_spans.shutdown)
 
     def unready_because() -> str | None:
         if streams.shutting_down:
@@ -141,13 +190,16 @@ def build_service(
         version=__version__,
         description="Tracks multi-agent workflows and tells the engines which agents run next.",
         lifespan=lifespan,
+        telemetry=telemetry(tracer_provider),
+        docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         # POST /v1/workflows/ is a mistake to be told of; few clients send a body on to a redirect.
         redirect_slashes=False,
     )
-    app.include_router(workflow_routes(workflows, clock))
-    app.include_router(engine_routes(streams, clock, settings.stall_s, reports))
+    app.include_router(workflow_routes(workflows, clock, limits))
+    app.include_router(engine_routes(streams, clock, settings.stall_s, reports, sightings.away))
+    app.include_router(learned_routes(orders))
     app.include_router(report_routes(reports))
     app.include_router(overview_routes(OverviewMaker(workflows, streams, reports, clock)))
     app.include_router(dashboard_routes())
@@ -160,26 +212,42 @@ def build_service(
         )
     )
     app.include_router(operation_routes(metrics, unready_because))
+    app.include_router(front_door_routes(door))
+    app.include_router(kv_hint_routes(kv_hints))
+    app.include_router(docs_routes(app.title))
     install_problem_handlers(app)
     public = {"/metrics"} if settings.public_metrics else set()
     open_paths = _OPEN_PATHS | DASHBOARD_PATHS | public
-    set_openapi(app, open_paths=open_paths, needs_key=settings.api_key is not None)
+    set_openapi(app, open_paths=open_paths, needs_key=keys.guards)
     # The last one added sees a request first.
     app.add_middleware(CheckBody, max_bytes=settings.max_body_bytes)
-    if settings.api_key is not None:
-        api_key = settings.api_key.get_secret_value()
-        app.add_middleware(RequireKey, api_key=api_key, open_paths=open_paths)
+    if keys.guards:
+        app.add_middleware(
+            RequireKey, keys=keys, limits=limits, metrics=metrics, open_paths=open_paths
+        )
+    app.add_middleware(CheckHead, max_bytes=settings.max_head_bytes)
+    app.add_middleware(AnswerAsOpenAI)
+    app.add_middleware(SecureHeaders)
     app.add_middleware(MeasureRequests, metrics=metrics)
-    return Service(app=app, workflows=workflows, streams=streams, bus=bus)
+    if tracer_provider is not None:
+        app.add_middleware(DescribeSpans)
+    app.add_middleware(IdentifyRequests)
+    return Service(app=app, workflows=workflows, streams=streams, bus=bus, store=kept)
 
 
 async def _sweep_forever(
-    workflows: Workflows, store: WorkflowStore, interval_s: float
+    workflows: Workflows,
+    streams: EngineStreams,
+    store: WorkflowStore,
+    sightings: Sightings,
+    interval_s: float,
 ) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
+            streams.expire_hints()
             await store.keep_time()
+            await sightings.look()
             await workflows.sweep()
         except StoreUnavailableError:
             pass  # the store has said so

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Protocol
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 
-__all__ = ["OPEN", "Identity", "RequestIdentity", "Scope", "cache_salt_for", "identity"]
+from kvflow.errors import ForbiddenError
+from kvflow.protocol import Identifier
+
+__all__ = [
+    "IDENTITY_KEY",
+    "KEYS_KEY",
+    "OPEN",
+    "Identity",
+    "RequestIdentity",
+    "Scope",
+    "cache_salt_for",
+    "check_client_id",
+    "identity",
+]
 
 Scope = Literal["admin", "client", "engine", "open"]
 
 IDENTITY_KEY: Final = "kvflow.identity"
 """Where the middleware that checks keys puts a request's identity in its ASGI scope."""
+
+KEYS_KEY: Final = "kvflow.keys"
+"""Where it puts the keys, as ``ActsForClients``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +52,68 @@ class Identity:
         return self.client_id or ""
 
 
+class ActsForClients(Protocol):
+    """What the identity of an administrator who acts for a client is found with."""
+
+    def acting_for(self, client_id: str) -> Identity: ...
+
+    def has_keys(self, client_id: str) -> bool: ...
+
+
 OPEN: Final = Identity(None, "open")
 
 
-def identity(request: Request) -> Identity:
-    """FastAPI dependency: whose request it is."""
+def identity(
+    request: Request,
+    client_id: Annotated[
+        Identifier | None,
+        Query(description="For whom an administrator acts, if that client has keys of its own."),
+    ] = None,
+) -> Identity:
+    """FastAPI dependency: whose request it is.
+
+    Raises:
+        ForbiddenError: a client names another one.
+    """
     found: Identity = request.scope.get(IDENTITY_KEY, OPEN)
+    if client_id is None:
+        return found
+    if found.scope == "admin":
+        keys: ActsForClients = request.scope[KEYS_KEY]
+        return keys.acting_for(client_id)
+    if found.scope == "client":
+        _must_be_own(found, client_id)
     return found
 
 
 RequestIdentity = Annotated[Identity, Depends(identity)]
 """``async def route(who: RequestIdentity)``."""
+
+
+def check_client_id(request: Request, who: Identity, client_id: str) -> None:
+    """Check the ``client_id`` that a body names.
+
+    Raises:
+        ForbiddenError: it is another's than the client's whose key this is; or it is that of a
+            client with keys, and an administrator has not said that it is meant.
+    """
+    if who.client_id is not None:
+        _must_be_own(who, client_id)
+    elif who.scope == "admin":
+        keys: ActsForClients = request.scope[KEYS_KEY]
+        if keys.has_keys(client_id):
+            raise ForbiddenError(
+                ("client_id",),
+                f"client {client_id!r} has keys of its own: use one of them, or add "
+                f"?client_id={client_id} to the address to act for this client",
+            )
+
+
+def _must_be_own(who: Identity, client_id: str) -> None:
+    if client_id != who.client_id:
+        raise ForbiddenError(
+            ("client_id",), f"must be absent or {who.client_id!r}, whose key this is"
+        )
 
 
 def cache_salt_for(who: Identity) -> str | None:

@@ -1,9 +1,7 @@
-"""What is checked of a request before a route sees it: its key, and the form of its body."""
+"""What is checked of the form of a request before a route sees it: its head and its body."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Collection
 from email.message import Message as MimeHeaders
 from typing import Final
 
@@ -13,40 +11,42 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow.server.problems import problem_response
 
-__all__ = ["CheckBody", "RequireKey"]
+__all__ = ["CheckBody", "CheckHead"]
 
 _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
-class RequireKey:
-    """ASGI middleware: 401 for all paths but ``open_paths`` without ``Authorization: Bearer``.
+class CheckHead:
+    """ASGI middleware: 431 for a request whose address and headers are over ``max_bytes``, 404 for
+    a path with ``.`` or ``..`` in it.
 
-    What is not named is closed, so that a new route cannot be left open by mistake. The comparison
-    takes the same time whatever the key given.
+    No route has such a path, but one that takes the rest of a path as it is would match it, and
+    whoever that is passed on to would understand another path by it.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str, open_paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
-        self._key = api_key.encode()
-        self._open_paths = frozenset(open_paths)
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key):
-            await self._app(scope, receive, send)
-            return
-        challenge = 'Bearer realm="kvflow"'
-        if given:
-            challenge += ', error="invalid_token"'
-            detail = "the API key in the Authorization header is not this service's key"
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if size > self._max_bytes:
+            refusal = problem_response(
+                431,
+                f"the address and headers of a request must be at most {self._max_bytes} bytes "
+                "(KVFLOW_MAX_HEAD_BYTES)",
+                headers={"Connection": "close"},
+            )
+        elif {".", ".."} & set(scope["path"].split("/")):
+            refusal = problem_response(404, "a path may not have . or .. in it")
         else:
-            detail = "this service has an API key: send it as 'Authorization: Bearer <key>'"
-        response = problem_response(401, detail, headers={"WWW-Authenticate": challenge})
-        await response(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
+        await refusal(scope, receive, send)
 
 
 class CheckBody:

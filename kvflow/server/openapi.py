@@ -17,11 +17,13 @@ _REF: Final = "#/components/schemas/{model}"
 _DESCRIPTIONS: Final = {
     400: "The body is not JSON.",
     401: "The API key is missing or wrong.",
+    403: "This API key is not for that.",
     404: "There is no such workflow, or it has no such agent.",
     409: "Does not fit the present state.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "A value is wrong; every wrong field is named.",
+    429: "This client does more than it may, or has as much as it may have.",
     503: "The service cannot do it now.",
 }
 
@@ -84,7 +86,7 @@ def _add_schemas(document: dict[str, Any]) -> None:
 
 def _add_key(document: dict[str, Any], open_paths: frozenset[str]) -> None:
     document["components"]["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
-    refusal = {str(status): answer for status, answer in problems(401).items()}
+    refusal = {str(status): answer for status, answer in problems(401, 403, 429).items()}
     for path, operations in document["paths"].items():
         if path in open_paths:
             continue

@@ -19,10 +19,14 @@ from starlette.responses import Response
 from kvflow.errors import (
     AgentNotFoundError,
     ConflictError,
+    FamilyNotFoundError,
+    ForbiddenError,
     GraphError,
     InvalidInputError,
     KVFlowError,
     NotFoundError,
+    QuotaError,
+    RateLimitedError,
     StepNotRunningError,
     WorkflowConflictError,
     WorkflowNotFoundError,
@@ -31,6 +35,9 @@ from kvflow.errors import (
 from kvflow.protocol import FieldProblem, Problem
 from kvflow.server.bodies import BODY_TAGS
 from kvflow.server.event_bus import TooManyReadersError
+from kvflow.server.rates import retry_after
+from kvflow.server.request_log import about, id_headers
+from kvflow.server.secure_headers import SECURE_HEADERS
 from kvflow.server.store import StoreFullError, StoreUnavailableError
 from kvflow.server.workflows import EventRefusedError
 
@@ -62,6 +69,7 @@ class ProblemKind:
 _BY_ERROR: Final[Mapping[type[KVFlowError], ProblemKind]] = {
     GraphError: ProblemKind("invalid-graph", 422, "The graph cannot work"),
     InvalidInputError: ProblemKind("invalid-input", 422, "A value is wrong"),
+    FamilyNotFoundError: ProblemKind("family-not-found", 404, "No such family of workflows"),
     WorkflowNotFoundError: ProblemKind("workflow-not-found", 404, "No such workflow"),
     AgentNotFoundError: ProblemKind("agent-not-found", 404, "No such agent in this workflow"),
     NotFoundError: ProblemKind("not-found", 404, "Not found"),
@@ -75,6 +83,9 @@ _BY_ERROR: Final[Mapping[type[KVFlowError], ProblemKind]] = {
         "store-unavailable", 503, "Workflows cannot be stored now"
     ),
     TooManyReadersError: ProblemKind("too-many-readers", 503, "Too many readers of events"),
+    ForbiddenError: ProblemKind("forbidden", 403, "Not for this API key"),
+    RateLimitedError: ProblemKind("rate-limited", 429, "Too much in too short a time"),
+    QuotaError: ProblemKind("quota-reached", 429, "As many as this client may have"),
     KVFlowError: ProblemKind("internal-error", 500, "The service failed"),
 }
 
@@ -83,11 +94,14 @@ _BY_STATUS: Final[Mapping[int, ProblemKind]] = {
     for kind in (
         ProblemKind("malformed-body", 400, "The body is not JSON"),
         ProblemKind("unauthorized", 401, "An API key is needed"),
+        ProblemKind("forbidden", 403, "Not for this API key"),
         ProblemKind("no-such-route", 404, "No such route"),
         ProblemKind("method-not-allowed", 405, "This route does not take this method"),
         ProblemKind("body-too-large", 413, "The body is too large"),
         ProblemKind("not-json", 415, "The body must be JSON"),
         ProblemKind("invalid-input", 422, "A value is wrong"),
+        ProblemKind("rate-limited", 429, "Too much in too short a time"),
+        ProblemKind("head-too-large", 431, "The headers are too large"),
         ProblemKind("internal-error", 500, "The service failed"),
         ProblemKind("not-ready", 503, "The service is not ready"),
     )
@@ -160,7 +174,14 @@ async def _kvflow_error(request: Request, exc: Exception) -> Response:
         return await _unexpected_error(request, exc)
     errors: list[FieldProblem] = []
     members: dict[str, Any] = {}
+    headers: dict[str, str] | None = None
     match error:
+        case ForbiddenError():
+            errors = [_field(error.field, error.problem)]
+        case RateLimitedError():
+            headers = retry_after(error.wait_s)
+        case StoreUnavailableError():
+            headers = {"Retry-After": "1"}
         case InvalidInputError():
             errors = [_field(prefix + error.field, error.problem)]
             if isinstance(error, GraphError) and error.agent_ids:
@@ -186,7 +207,9 @@ async def _kvflow_error(request: Request, exc: Exception) -> Response:
     detail = str(error)
     if prefix:
         detail = f"event {prefix[0]} of the list cannot be applied, so none was: {detail}"
-    return problem_response(kind.status, detail, kind=kind, errors=errors, **members)
+    return problem_response(
+        kind.status, detail, kind=kind, errors=errors, headers=headers, **members
+    )
 
 
 async def _validation_error(request: Request, exc: Exception) -> Response:
@@ -221,12 +244,15 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 
 async def _unexpected_error(request: Request, exc: Exception) -> Response:
     incident = uuid.uuid4().urn
-    logger.error(
-        "%s %s failed, incident %s", request.method, request.url.path, incident, exc_info=exc
-    )
+    # What answers here is outside of all middleware, unlike the request that failed.
+    with about(request.scope):
+        logger.error(
+            "%s %s failed, incident %s", request.method, request.url.path, incident, exc_info=exc
+        )
     return problem_response(
         500,
         f"an internal error; the service's log has it as {incident}",
+        headers=SECURE_HEADERS | id_headers(request.scope),
         instance=incident,
     )
 

@@ -13,8 +13,10 @@ import uvicorn
 from kvflow import __version__
 from kvflow.errors import EnvironmentProblemError
 from kvflow.server.app import Service, build_service
+from kvflow.server.logs import configure_logging
 from kvflow.server.settings import ServiceSettings
 from kvflow.server.store.place import default_database
+from kvflow.server.tls import check_certificate
 
 __all__ = ["ServiceServer", "listen", "run"]
 
@@ -39,6 +41,8 @@ class ServiceServer(uvicorn.Server):
                 access_log=settings.access_log,
                 lifespan="on",
                 server_header=False,
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
             )
         )
@@ -47,7 +51,7 @@ class ServiceServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for one in sockets or ():
-            logger.info("listening on %s", _url(one))
+            logger.info("listening on %s", _url(one, secure=self.config.is_ssl))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.streams.shut_down()
@@ -59,11 +63,12 @@ def run(settings: ServiceSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        EnvironmentProblemError: the address cannot be listened on, or the recording not written.
+        EnvironmentProblemError: the address cannot be listened on, the recording not written, or
+            the database, the key file or the certificate not used.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging(settings.log_format, settings.log_level)
+    if settings.tls_cert is not None:
+        check_certificate(settings.tls_cert, settings.tls_key)
     if settings.database is None:
         settings = settings.model_copy(update={"database": default_database(settings.port)})
     sockets = listen(settings.host, settings.port)
@@ -124,6 +129,7 @@ def _listening_problem(host: str, port: int, error: OSError) -> EnvironmentProbl
     return EnvironmentProblemError(f"{where}: {error.strerror or error}", "choose another address")
 
 
-def _url(listening: socket.socket) -> str:
+def _url(listening: socket.socket, *, secure: bool) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

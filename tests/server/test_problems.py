@@ -171,7 +171,7 @@ def test_an_unexpected_error_is_logged_and_not_shown(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    def fail(workflow_id: str) -> None:
+    def fail(workflow_id: str, *, namespace: str) -> None:
         raise error
 
     monkeypatch.setattr(service.workflows, "get", fail)

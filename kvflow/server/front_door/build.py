@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from kvflow.errors import WorkflowNotFoundError
 from kvflow.protocol import StepEvent
@@ -17,11 +18,13 @@ from kvflow.server.front_door.sessions import SessionTree
 from kvflow.server.kv_hints import KVHints
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.settings import ServiceSettings
-from kvflow.server.store import WorkflowRecord
+from kvflow.server.store import StoreUnavailableError, WorkflowRecord
 from kvflow.server.stream import EngineStreams
 from kvflow.server.workflows import Workflows
 
 __all__ = ["build_front_door"]
+
+_FIND_LIMIT_S: Final = 0.25
 
 
 def build_front_door(
@@ -59,6 +62,13 @@ def build_front_door(
         except WorkflowNotFoundError:
             return None
 
+    async def find_in_time(namespace: str, workflow_id: str) -> WorkflowRecord | None:
+        """For a call, which a store that is away may neither fail nor hold up."""
+        try:
+            return await asyncio.wait_for(find(namespace, workflow_id), _FIND_LIMIT_S)
+        except (StoreUnavailableError, TimeoutError):
+            return None
+
     async def apply(namespace: str, workflow_id: str, event: StepEvent) -> None:
         await workflows.apply(workflow_id, [event], namespace=namespace)
 
@@ -86,7 +96,7 @@ def build_front_door(
     )
     reporter = StepReporter(apply, metrics.calls)
     book = CallBook(
-        find=find,
+        find=find_in_time,
         reporter=reporter,
         publish=publish,
         end_workflow=end_workflow,
