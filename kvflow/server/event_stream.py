@@ -106,6 +106,8 @@ async def _messages(listener: Listener, heartbeat_s: float) -> AsyncGenerator[Ma
             break
         yield _several(seq + 1, events)
         seq += len(events)
+        # A reader that keeps up with a flood of events must not keep all else waiting.
+        await asyncio.sleep(0)
     last = _dropped(seq + 1, listener) if listener.dropped else _end(seq + 1)
     yield lambda: last
 

@@ -36,43 +36,60 @@ class SseResponse(Response):
         del self.headers["content-length"]
         self.reader = reader
         self._stall_s = stall_s
+        self._sending_since_s: float | None = None
 
     @abstractmethod
     def subscribed(self) -> AbstractContextManager[AsyncGenerator[MakeMessage, None]]:
-        """The messages, for as long as the ``with`` block lasts."""
+        """The messages, for as long as the ``with`` block lasts.
+
+        Sending one need not wait at all, so each must be waited for, if only for others to get
+        their turn.
+        """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.subscribed() as messages:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send(messages, send), name="kvflow-sse-send")
                 watcher = tasks.create_task(_disconnect(receive), name="kvflow-sse-watch")
+                stall = tasks.create_task(self._stalled(sender), name="kvflow-sse-stall")
                 await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
-                sender.cancel()
-                watcher.cancel()
+                for task in (sender, watcher, stall):
+                    task.cancel()
 
     async def _send(self, messages: AsyncGenerator[MakeMessage, None], send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
+        now_s = asyncio.get_running_loop().time
         async with aclosing(messages):
             async for make_message in messages:
-                try:
-                    async with asyncio.timeout(self._stall_s):
-                        # An empty chunk puts nothing on the wire, but waits like any other until
-                        # the connection can take more.
-                        await send({"type": "http.response.body", "body": b"", "more_body": True})
-                        body = make_message()
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
-                except TimeoutError:
-                    logger.warning(
-                        "%s has read nothing for %g s; giving its connection up",
-                        self.reader,
-                        self._stall_s,
-                    )
-                    return
-                # Sending need not wait at all; other requests get their turn between two messages.
-                await asyncio.sleep(0)
+                self._sending_since_s = now_s()
+                # An empty chunk puts nothing on the wire, but waits like any other until the
+                # connection can take more.
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+                body = make_message()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._sending_since_s = None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stalled(self, sender: asyncio.Task[None]) -> None:
+        """End the sending if one message takes too long.
+
+        A clock of its own for all messages: one for each would take longer than the message.
+        """
+        now_s = asyncio.get_running_loop().time
+        while True:
+            since_s = self._sending_since_s
+            left_s = self._stall_s - (0.0 if since_s is None else now_s() - since_s)
+            if left_s <= 0:
+                logger.warning(
+                    "%s has read nothing for %g s; giving its connection up",
+                    self.reader,
+                    self._stall_s,
+                )
+                sender.cancel()
+                return
+            await asyncio.sleep(left_s)
 
 
 class EngineStreamResponse(SseResponse):

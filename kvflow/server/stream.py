@@ -12,10 +12,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
-from kvflow.protocol import ClosedWorkflow, Delta, Heartbeat, Snapshot, WorkflowSteps
+from kvflow.protocol import ClosedWorkflow, WorkflowSteps
 from kvflow.server.event_bus import EventBus
+from kvflow.server.fan_out import FanOut
 from kvflow.server.hints import HintEffect, HintOverlay
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.store import StoredState, StreamKey, WorkflowRecord
@@ -86,6 +87,7 @@ class EngineStreams:
         self._live_by_client: Counter[str] = Counter()
         self._overlay = HintOverlay()
         self._subscriptions: dict[Subscription, None] = {}
+        self.fan_out = FanOut()
         self._watchers: list[StateWatcher] = []
         self._connections = 0
 
@@ -115,6 +117,7 @@ class EngineStreams:
         self.metrics.workflows.set(len(self._live))
         for subscription in self._subscriptions:
             subscription.changed(record.stream_key)
+        self.fan_out.all()
         for watcher in self._watchers:
             watcher.changed(record.stream_key, self._live[record.stream_key].encoded)
 
@@ -126,8 +129,7 @@ class EngineStreams:
                 del self._live_by_client[key[0]]
         self._overlay.drop(key)
         self.metrics.workflows.set(len(self._live))
-        for subscription in self._subscriptions:
-            subscription.closed(key)
+        self.fan_out.some([one.wake for one in self._subscriptions if one.closed(key)])
         for watcher in self._watchers:
             watcher.closed(key)
 
@@ -181,6 +183,7 @@ class EngineStreams:
             yield subscription
         finally:
             del self._subscriptions[subscription]
+            self.fan_out.forget(subscription.wake)
             self.metrics.engines.set(len(self._subscriptions))
             self.bus.publish("engine.disconnected", {"engine_id": name}, namespace=None)
 
@@ -217,51 +220,53 @@ class Subscription:
 
     def changed(self, key: StreamKey) -> None:
         self._dirty.setdefault(key, False)
-        self.wake.set()
 
-    def closed(self, key: StreamKey) -> None:
+    def closed(self, key: StreamKey) -> bool:
+        """Whether that is news to the engine."""
         self._first_state.discard(key)
         if key in self._known:
             self._dirty[key] = True
-            self.wake.set()
-        else:
-            self._dirty.pop(key, None)
+            return True
+        self._dirty.pop(key, None)
+        return False
 
     def snapshot(self) -> bytes:
         """The first message."""
-        workflows, _ = self._take()
-        self._said_more = bool(self._first_state)
-        head = Snapshot(
-            seq=self._next_seq(),
-            lease_s=self._streams.lease_s,
-            workflows=[],
-            more=self._said_more,
-        )
-        return self._message("snapshot", head, workflows)
+        return self._state("snapshot", f'"lease_s":{self._streams.lease_s}')
 
     async def next_message(self) -> Callable[[], bytes] | None:
         """Wait until there is something to say; the message is made by calling the answer.
 
         That is for the moment when the connection can take it, as the state may change till then.
-        ``None``: the stream ends.
+        Others get their turn in any case. ``None``: the stream ends.
         """
-        if not self._dirty and not self._said_more and not self._streams.shutting_down:
-            self.wake.clear()
+        if self._has_news():
+            await asyncio.sleep(0)
+        else:
+            loop = asyncio.get_running_loop()
+            silent_until_s = loop.time() + self._streams.heartbeat_s
+            heartbeat = loop.call_at(silent_until_s, self.wake.set)
             try:
-                async with asyncio.timeout(self._streams.heartbeat_s):
+                # What woke it may be over, as the workflow of a change that is deleted again.
+                while not self._has_news():
+                    self._streams.fan_out.wait_for_news(self.wake)
                     await self.wake.wait()
-            except TimeoutError:
-                return self._heartbeat
+                    if loop.time() >= silent_until_s and not self._has_news():
+                        return self._heartbeat
+            finally:
+                heartbeat.cancel()
         return None if self._streams.shutting_down else self._delta
 
+    def _has_news(self) -> bool:
+        return bool(self._dirty) or self._said_more or self._streams.shutting_down
+
     def _delta(self) -> bytes:
-        workflows, closed = self._take()
-        self._said_more = bool(self._first_state)
-        head = Delta(seq=self._next_seq(), closed=closed, more=self._said_more)
-        return self._message("delta", head, workflows)
+        return self._state("delta", "")
 
     def _heartbeat(self) -> bytes:
-        return self._message("heartbeat", Heartbeat(seq=self._next_seq()), [])
+        self._streams.metrics.stream_messages.labels("heartbeat").inc()
+        seq = self._next_seq()
+        return f'id: {seq}\nevent: heartbeat\ndata: {{"seq":{seq}}}\n\n'.encode()
 
     def _next_seq(self) -> int:
         self.last_seq += 1
@@ -286,13 +291,22 @@ class Subscription:
                 chars += len(live.json)
         return workflows, closed
 
-    def _message(
-        self, event: str, head: Snapshot | Delta | Heartbeat, workflows: list[str]
-    ) -> bytes:
-        data = head.model_dump_json(exclude={"workflows"})
-        if not isinstance(head, Heartbeat):
-            # They are JSON already; encoding them again for every engine is what would take time.
-            data = f'{data[:-1]},"workflows":[{",".join(workflows)}]}}'
+    def _state(self, event: Literal["snapshot", "delta"], more_fields: str) -> bytes:
+        """A message with what has changed.
+
+        Put together by hand: the workflows are JSON already, and for the rest, which differs from
+        engine to engine, a model takes longer than all else that sending a message takes.
+        """
+        workflows, closed = self._take()
+        self._said_more = bool(self._first_state)
+        seq = self._next_seq()
+        fields = [f'"seq":{seq}']
+        if more_fields:
+            fields.append(more_fields)
+        if event == "delta":
+            fields.append(f'"closed":[{",".join(one.model_dump_json() for one in closed)}]')
+        fields.append(f'"more":{"true" if self._said_more else "false"}')
+        fields.append(f'"workflows":[{",".join(workflows)}]')
         self._streams.metrics.stream_messages.labels(event).inc()
         self._streams.metrics.stream_workflows.inc(len(workflows))
-        return f"id: {head.seq}\nevent: {event}\ndata: {data}\n\n".encode()
+        return f"id: {seq}\nevent: {event}\ndata: {{{','.join(fields)}}}\n\n".encode()
