@@ -58,7 +58,7 @@ def choice(
 
     Args:
         agent_id: the agent that chooses.
-        probability: how likely it chooses this one, if you know; the likelier is prefetched first.
+        probability: how likely it chooses this one, if you know.
         expected_duration_s: from its end to this agent's start, as of a tool; learned if not given.
         max_iterations: how often this can be chosen in a run at most: of a loop, how often it can
             be gone round.

@@ -44,7 +44,7 @@ class Edge:
             source's choice edges is taken.
         probability: how likely a finish of the source leads here, over 0 and at most 1; None if
             not known. Those of one source's choice edges add up to at most 1: what is missing is
-            the way out. Steps do not depend on it; it puts alternatives in order.
+            the way out. Steps do not depend on it.
         expected_duration_s: from the finish of the source to the start of the target: a tool, or a
             person. None if not known.
         max_iterations: how many starts may take a mark of this edge, in the life of a workflow; of
