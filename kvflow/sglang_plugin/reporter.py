@@ -41,7 +41,7 @@ __all__ = ["EngineReporter", "Snapshot"]
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 2.0
-AWAY_S: Final = 30.0
+AWAY_S: Final = 10.0
 """Longest pause between two attempts to reach a service that is away."""
 REFUSED_S: Final = 300.0
 """Pause after the service has said that it takes no reports (an older one), or not ours."""

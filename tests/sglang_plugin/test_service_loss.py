@@ -3,62 +3,23 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import httpx2
 import pytest
 
 from kvflow.agent_sdk import Workflow, request_metadata
-from kvflow.engine import free_port
 from tests.engines import Engines, RunningEngine, words
+from tests.sglang_plugin.service_process import engine_of, eventually, service
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-PATIENCE_S = 60.0
-
-
-@contextmanager
-def service(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """``kvflow serve`` as a process of its own, up and ready."""
-    command = [sys.executable, "-m", "kvflow.cli.main", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        eventually(lambda: _ready(port))
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _ready(port: int) -> bool:
-    try:
-        return httpx2.get(f"http://127.0.0.1:{port}/ready", trust_env=False).is_success
-    except httpx2.HTTPError:
-        return False
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "did not happen"
-        time.sleep(0.1)
-
 
 def test_kill_9_fails_no_request_and_all_recovers(
-    engines: Engines, caplog: pytest.LogCaptureFixture
+    engines: Engines, service_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
+    port = service_port
     url = f"http://127.0.0.1:{port}"
-    engine = engines.start(
-        radix="kvflow",
-        max_total_tokens=1280,
-        page_size=16,
-        env={"KVFLOW_SERVICE_URL": url, "KVFLOW_LEASE_S": "2"},
-    )
+    engine = engine_of(engines, port)
     workflow = Workflow("killed", service_url=url)
     ask = {name: _agent(workflow, engine, name) for name in ("a", "b", "c")}
 

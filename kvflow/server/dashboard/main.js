@@ -104,6 +104,7 @@ function redraw() {
 function opened() {
   by("gate").hidden = true;
   by("content").hidden = false;
+  by("pause").hidden = false;
   by("forget").hidden = key.get() === null;
 }
 
@@ -113,6 +114,7 @@ function failed(error) {
     key.forget();
     by("forget").hidden = true;
     by("content").hidden = true;
+    by("pause").hidden = true;
     by("gate").hidden = false;
     connection("closed", "Needs a key");
     text(by("gate-error"), !tried ? "" : error.status === 401

@@ -1,0 +1,54 @@
+"""``kvflow serve`` as a process that can be killed, and the engine that looks for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx2
+
+from tests.engines import Engines, RunningEngine
+
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def service(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``kvflow serve`` as a process of its own, up and ready; it forgets all when it goes."""
+    command = [sys.executable, "-m", "kvflow.cli.main", "serve", "--port", str(port)]
+    command += ["--database", "none"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: _ready(port))
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def engine_of(engines: Engines, port: int) -> RunningEngine:
+    """One engine, device cache only, for all tests with a service on this port."""
+    return engines.start(
+        radix="kvflow",
+        max_total_tokens=1280,
+        page_size=16,
+        env={"KVFLOW_SERVICE_URL": f"http://127.0.0.1:{port}", "KVFLOW_LEASE_S": "2"},
+    )
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; fails after a time that only a defect needs."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "did not happen"
+        time.sleep(0.1)
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/ready", trust_env=False).is_success
+    except httpx2.HTTPError:
+        return False
