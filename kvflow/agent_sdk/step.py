@@ -52,6 +52,8 @@ class ActiveStep:
             "workflow_id": self.step.workflow_id,
             "agent_id": self.step.agent_id,
             "client_id": self.step.client_id,
+            # A service that the request passes through is not to report the step a second time.
+            "steps_reported": True,
         }
         if self.step.fixed_prefix_tokens is not None:
             fields["fixed_prefix_tokens"] = self.step.fixed_prefix_tokens

@@ -57,7 +57,14 @@ def run(reporter: Reporter) -> Iterator[WorkflowRun]:
         yield run
 
 
-A = {"kvflow": {"workflow_id": "w1", "agent_id": "a", "client_id": "default"}}
+A = {
+    "kvflow": {
+        "workflow_id": "w1",
+        "agent_id": "a",
+        "client_id": "default",
+        "steps_reported": True,
+    }
+}
 
 
 def test_the_version_meant() -> None:
@@ -87,6 +94,7 @@ class TestSync:
                         "workflow_id": "w1",
                         "agent_id": "b",
                         "client_id": "default",
+                        "steps_reported": True,
                         "fixed_prefix_tokens": 640,
                     }
                 },

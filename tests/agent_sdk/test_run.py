@@ -50,6 +50,7 @@ def test_the_current_step(workflow: Workflow) -> None:
                     "workflow_id": run.workflow_id,
                     "agent_id": "b",
                     "client_id": "default",
+                    "steps_reported": True,
                     "fixed_prefix_tokens": 9,
                 }
             }

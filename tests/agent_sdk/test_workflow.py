@@ -230,6 +230,7 @@ def test_without_a_service_the_steps_travel_with_the_requests() -> None:
                 "workflow_id": run.workflow_id,
                 "agent_id": "a",
                 "client_id": "default",
+                "steps_reported": True,
                 "version": 1,
                 "ttl_s": 60,
             },

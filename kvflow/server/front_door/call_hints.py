@@ -42,7 +42,7 @@ _PARENT_HEADER: Final = "x-dynamo-parent-session-id"
 _FINAL_HEADER: Final = "x-dynamo-session-final"
 
 # In custom_params.kvflow, for the plugin or read below.
-_OURS_BESIDES: Final = frozenset({"steps_reported", "version", "ttl_s"})
+_OURS_BESIDES: Final = frozenset({"steps_reported", "traceparent", "ttl_s", "version"})
 
 # Hints that others have defined and that say nothing to us, with the reason.
 _NO_USE: Final = {
