@@ -13,6 +13,7 @@ import uvicorn
 from kvflow import __version__
 from kvflow.errors import EnvironmentProblemError
 from kvflow.server.app import Service, build_service
+from kvflow.server.bounded_head import http_protocol
 from kvflow.server.logs import configure_logging
 from kvflow.server.settings import ServiceSettings
 from kvflow.server.store.place import default_database
@@ -36,6 +37,7 @@ class ServiceServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.app,
+                http=http_protocol(),
                 log_config=None,
                 log_level=settings.log_level,
                 access_log=settings.access_log,

@@ -17,6 +17,7 @@ _CLIENT: Final = (
     "/v1/embeddings",
     "/v1/models",
     "/v1/kv_hints",
+    "/v1/learned",
 )
 _ENGINE: Final = ("/v1/engines", "/metrics")
 

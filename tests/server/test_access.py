@@ -46,6 +46,7 @@ FOR_CLIENTS = (
     "/v1/embeddings",
     "/v1/models",
     "/v1/kv_hints",
+    "/v1/learned",
 )
 
 
