@@ -19,6 +19,7 @@ from kvflow.server.engine_reports import EngineReports
 from kvflow.server.event_bus import EventBus
 from kvflow.server.event_stream import event_routes
 from kvflow.server.front_door import AnswerAsOpenAI, build_front_door, front_door_routes
+from kvflow.server.identity import OPEN, Identity
 from kvflow.server.keys import KeyRing
 from kvflow.server.kv_hints import kv_hint_routes
 from kvflow.server.learned.calls import LearnedCalls
@@ -133,7 +134,11 @@ def build_service(
         bus=bus,
         metrics=metrics,
         clock=clock,
-        namespace_of=lambda client_id: client_id if keys.has_keys(client_id) else "",
+        # A client that has keys keeps its workflows to itself, whichever way they come.
+        identity_of=lambda client_id: (
+            Identity(client_id, "client") if keys.has_keys(client_id) else OPEN
+        ),
+        limits=limits,
     )
     if tracer_provider is None and settings.otel:
         tracer_provider = provider_from_env()

@@ -13,9 +13,12 @@ from pydantic import ValidationError
 from kvflow.errors import (
     InvalidInputError,
     KVFlowError,
+    RateLimitedError,
     StepNotRunningError,
     WorkflowNotFoundError,
 )
+from kvflow.server.identity import Identity
+from kvflow.server.limits import Limits
 from kvflow.server.mqtt.bodies import (
     MalformedPayloadError,
     read_envelope,
@@ -28,11 +31,13 @@ from kvflow.server.mqtt.metrics import MqttMetrics
 from kvflow.server.mqtt.outbox import Outbox
 from kvflow.server.mqtt.refusals import PayloadTooLargeError, problem_document
 from kvflow.server.mqtt.topics import Address, Topics
+from kvflow.server.store import StoreUnavailableError
 from kvflow.server.workflows import EventRefusedError, Workflows
 
 __all__ = ["Delivery", "Inbound"]
 
 MAX_EARLY: Final = 1_000
+PATIENCE_S: Final = 30.0
 
 logger = logging.getLogger("kvflow.server.mqtt")
 
@@ -67,7 +72,8 @@ class Inbound:
     """Applies messages. ``handle`` never raises; messages of one workflow come one at a time.
 
     Args:
-        namespace_of: the namespace of a client's workflows.
+        identity_of: who a client is, by the id in the topic.
+        limits: what a client may do, as over HTTP; what is too fast waits, with the broker.
         wait_s: how long a message may wait for one that it builds on.
         max_payload_bytes: longer ones are refused.
     """
@@ -80,7 +86,8 @@ class Inbound:
         metrics: MqttMetrics,
         *,
         clock: Callable[[], float],
-        namespace_of: Callable[[str], str],
+        identity_of: Callable[[str], Identity],
+        limits: Limits,
         wait_s: float,
         max_payload_bytes: int,
     ) -> None:
@@ -89,7 +96,8 @@ class Inbound:
         self._outbox = outbox
         self._metrics = metrics
         self._clock = clock
-        self._namespace_of = namespace_of
+        self._identity_of = identity_of
+        self._limits = limits
         self._wait_s = wait_s
         self._max_payload_bytes = max_payload_bytes
         self._applied_ids = Remembered()
@@ -157,7 +165,7 @@ class Inbound:
     async def _try(self, message: _Message, *, last: bool = False) -> bool:
         """Apply a message or refuse it. False: neither, as it may fit later."""
         try:
-            await self._apply(message)
+            await self._apply_patiently(message)
         except (KVFlowError, ValidationError) as error:
             if not last and _may_come_right(error, message):
                 return False
@@ -184,17 +192,39 @@ class Inbound:
                     still_early.append((message, until_s))
             self._early.put_back(workflow, still_early)
 
+    async def _apply_patiently(self, message: _Message) -> None:
+        """Wait while the client is too fast or the store is away: meanwhile the broker keeps what
+        comes after. A sender over MQTT could not be told to try again."""
+        left_s = PATIENCE_S
+        while True:
+            try:
+                await self._apply(message)
+            except (RateLimitedError, StoreUnavailableError) as error:
+                wait_s = min(1.0, left_s)
+                if isinstance(error, RateLimitedError):
+                    wait_s = min(max(error.wait_s, 0.01), left_s)
+                if wait_s <= 0:
+                    raise
+                left_s -= wait_s
+                await asyncio.sleep(wait_s)
+            else:
+                return
+
     async def _apply(self, message: _Message) -> None:
         address, body = message.address, message.body
-        namespace = self._namespace_of(address.client_id)
+        who = self._identity_of(address.client_id)
+        namespace = who.namespace
         if address.command == "create":
             spec = read_spec(body, address.client_id, address.workflow_id)
-            await self._workflows.create(spec, namespace=namespace)
+            await self._workflows.create(
+                spec, namespace=namespace, most=self._limits.max_workflows(who)
+            )
         elif address.command == "close":
             await self._close(address, namespace, body)
         else:
             events, is_list = read_events(body)
             await self._check_owner(address, namespace)
+            self._limits.events(who, len(events))
             try:
                 await self._workflows.apply(address.workflow_id, events, namespace=namespace)
             except EventRefusedError as refused:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from kvflow.errors import EnvironmentProblemError
 from kvflow.server.event_bus import EventBus
+from kvflow.server.identity import Identity
+from kvflow.server.limits import Limits
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.mqtt.broker import broker_of
 from kvflow.server.settings import ServiceSettings
@@ -35,12 +37,13 @@ def mqtt_bridge(
     bus: EventBus,
     metrics: ServiceMetrics,
     clock: Callable[[], float],
-    namespace_of: Callable[[str], str],
+    identity_of: Callable[[str], Identity],
+    limits: Limits,
 ) -> Bridge | None:
     """The bridge to ``settings.mqtt_url``, not running yet; ``None`` without one.
 
     Args:
-        namespace_of: the namespace of a client's workflows, by its id.
+        identity_of: who a client is, by the id that a topic names.
 
     Raises:
         EnvironmentProblemError: the MQTT client is not installed, or a certificate not readable.
@@ -68,7 +71,8 @@ def mqtt_bridge(
         outbox,
         counted,
         clock=clock,
-        namespace_of=namespace_of,
+        identity_of=identity_of,
+        limits=limits,
         wait_s=settings.mqtt_reorder_wait_s,
         max_payload_bytes=settings.max_body_bytes,
     )
