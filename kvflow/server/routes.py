@@ -87,12 +87,14 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Li
             await asyncio.sleep(0)
         return WorkflowList(workflows=views, next_page=following)
 
-    @router.get("/{workflow_id}", responses=problems(404))
+    @router.get("/{workflow_id}", responses=problems(404, 422))
     async def get_workflow(workflow_id: str, who: RequestIdentity) -> WorkflowView:
         """A workflow: its graph, and the present state of every agent."""
         return workflow_view(await workflows.get(workflow_id, namespace=who.namespace), clock())
 
-    @router.delete("/{workflow_id}", status_code=204, response_model=None, responses=problems(404))
+    @router.delete(
+        "/{workflow_id}", status_code=204, response_model=None, responses=problems(404, 422)
+    )
     async def delete_workflow(workflow_id: str, who: RequestIdentity) -> None:
         """End a workflow: its agents' prompts lose the weight it gave them in the engines."""
         await workflows.delete(workflow_id, namespace=who.namespace)
@@ -114,7 +116,7 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Li
             # Its index would point into a list that the client did not send.
             raise refused.cause from refused
 
-    @router.get("/{workflow_id}/steps", responses=problems(404))
+    @router.get("/{workflow_id}/steps", responses=problems(404, 422))
     async def get_steps(workflow_id: str, who: RequestIdentity) -> StepsView:
         """Steps-to-execution of every agent; null for one that cannot run (again)."""
         record = await workflows.get(workflow_id, namespace=who.namespace)
