@@ -3,7 +3,7 @@ import { by, h, rows, s, text } from "./dom.js";
 import { count, NONE, percent, seconds, short } from "./format.js";
 
 const HEIGHT = 176;
-const LEFT = 46;
+const LEFT = 52;
 const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 24;
@@ -134,5 +134,5 @@ export function tiles(overview, workflowsShown) {
   text(by("tile-ttft-sub"), recent.first_token_p95_s === null ? "no requests in the last minute" : `median; 95% within ${seconds(recent.first_token_p95_s)}`);
   const loaded = recent.prefetch_used_tokens + recent.prefetch_wasted_tokens;
   text(by("tile-prefetch"), loaded ? percent(recent.prefetch_used_tokens / loaded) : NONE);
-  text(by("tile-prefetch-sub"), loaded ? `${short(recent.prefetch_wasted_tokens)} tokens in vain, last minute` : "nothing in the last minute");
+  text(by("tile-prefetch-sub"), loaded ? `${short(recent.prefetch_wasted_tokens)} tokens in vain` : "nothing in the last minute");
 }

@@ -154,6 +154,11 @@ function backward(from, to, lane, left) {
     return rounded([[x1, y1], [x1, low], [x2, low], [x2, to.y + NODE.height + 3]]);
   }
   const side = left - 14 - lane * LANE;
+  if (to.x > left) {
+    const under = to.bottom + 10 + lane * (LANE - 2);
+    const x2 = to.x + NODE.width * 0.38;
+    return rounded([[x1, y1], [x1, low], [side, low], [side, under], [x2, under], [x2, to.y + NODE.height + 3]]);
+  }
   const y2 = to.y + NODE.height / 2;
   return rounded([[x1, y1], [x1, low], [side, low], [side, y2], [to.x - 3, y2]]);
 }
