@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from kvflow.errors import InvalidInputError, ServiceError
 from kvflow.protocol import (
     EventsResult,
+    LearnedWorkflowSpec,
     Problem,
     StepEvent,
     StepsView,
@@ -54,13 +55,23 @@ class Call(Generic[T]):
     accept: tuple[int, ...] = ()
 
 
-def create_workflow(spec: WorkflowSpec | Mapping[str, Any], client_id: str) -> Call[WorkflowView]:
+AnyWorkflowSpec = WorkflowSpec | LearnedWorkflowSpec | Mapping[str, Any]
+"""A declared workflow, or with ``learn`` one that declares nothing."""
+
+
+def create_workflow(spec: AnyWorkflowSpec, client_id: str) -> Call[WorkflowView]:
     """``client_id`` is used where the spec names none.
 
     Raises:
         InvalidInputError: the spec is malformed; the field is named.
     """
-    checked = spec if isinstance(spec, WorkflowSpec) else _validated(WorkflowSpec, spec)
+    checked: WorkflowSpec | LearnedWorkflowSpec
+    if isinstance(spec, WorkflowSpec | LearnedWorkflowSpec):
+        checked = spec
+    elif "learn" in spec:
+        checked = _validated(LearnedWorkflowSpec, spec)
+    else:
+        checked = _validated(WorkflowSpec, spec)
     if "client_id" not in checked.model_fields_set:
         checked = checked.model_copy(update={"client_id": client_id})
     body = checked.model_dump_json(exclude_none=True).encode()

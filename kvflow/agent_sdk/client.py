@@ -16,11 +16,11 @@ from typing import Any, Self, TypedDict, TypeVar
 import httpx2
 
 from kvflow.agent_sdk import calls
-from kvflow.agent_sdk.calls import Call
+from kvflow.agent_sdk.calls import AnyWorkflowSpec, Call
 from kvflow.agent_sdk.settings import ClientSettings
 from kvflow.agent_sdk.tracing import trace_headers
 from kvflow.errors import InvalidInputError, ServiceUnreachableError
-from kvflow.protocol import EventsResult, StepEvent, StepsView, WorkflowSpec, WorkflowView
+from kvflow.protocol import EventsResult, StepEvent, StepsView, WorkflowView
 
 __all__ = ["AsyncKVFlowClient", "KVFlowClient"]
 
@@ -46,7 +46,7 @@ class KVFlowClient:
         self.settings = _settings(url, api_key, client_id, timeout_s)
         self._http = httpx2.Client(**_options(self.settings), transport=transport)
 
-    def create_workflow(self, spec: WorkflowSpec | Mapping[str, Any]) -> WorkflowView:
+    def create_workflow(self, spec: AnyWorkflowSpec) -> WorkflowView:
         """Create a workflow; with the content of a live one of that id, this one is returned."""
         return self._send(calls.create_workflow(spec, self.settings.client_id))
 
@@ -126,7 +126,7 @@ class AsyncKVFlowClient:
         self.settings = _settings(url, api_key, client_id, timeout_s)
         self._http = httpx2.AsyncClient(**_options(self.settings), transport=transport)
 
-    async def create_workflow(self, spec: WorkflowSpec | Mapping[str, Any]) -> WorkflowView:
+    async def create_workflow(self, spec: AnyWorkflowSpec) -> WorkflowView:
         """Create a workflow; with the content of a live one of that id, this one is returned."""
         return await self._send(calls.create_workflow(spec, self.settings.client_id))
 

@@ -209,3 +209,12 @@ def _stranger(answer: tuple[int, bytes] | None) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_workflow_that_declares_nothing(client: KVFlowClient) -> None:
+    created = client.create_workflow({"learn": True, "workflow_id": "undeclared"})
+    assert created.learn
+    client.post_events("undeclared", [{"type": "step_started", "agent_id": "any"}])
+    assert client.steps("undeclared").steps_to_execution == {"any": 0}
+    with pytest.raises(InvalidInputError, match="agents"):
+        client.create_workflow({**SPEC, "learn": True})
