@@ -144,9 +144,7 @@ def revoke_key(
     keys_file: KeysOption = None,
 ) -> None:
     """End a key at once. A running service notices within a second, at its next request."""
-    ended = change_key_file(
-        _path(keys_file), lambda content: revoke(content, name_or_id, _now())
-    )
+    ended = change_key_file(_path(keys_file), lambda content: revoke(content, name_or_id, _now()))
     for key in ended:
         typer.echo(f"revoked {key.key_id} of {key.name}")
     if not ended:
@@ -246,6 +244,12 @@ def _show_new(new: NewKey) -> None:
         err=True,
     )
     typer.echo(new.key)
+    if new.record.scope == "client":
+        typer.echo(
+            f"programs with the SDK need KVFLOW_API_KEY=<the key> and "
+            f"KVFLOW_CLIENT_ID={new.record.name}",
+            err=True,
+        )
 
 
 def _path(given: Path | None) -> Path:

@@ -11,6 +11,8 @@ import pytest
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from kvflow.agent_sdk import KVFlowClient
+from kvflow.errors import ServiceError
 from kvflow.server import ServiceSettings, build_service, create_app
 from kvflow.server.keys import change_key_file, revoke
 from kvflow.server.scopes import allows
@@ -252,6 +254,19 @@ def test_a_stream_ends_with_its_key(made: MadeKeys) -> None:
             pass
 
         assert http.get("/v1/engines").status_code == 401
+
+
+def test_the_sdk_has_to_say_whose_key_it_has(made: MadeKeys) -> None:
+    key = made.keys["team-a"]
+    with running_service(ServiceSettings(keys_file=made.path)) as service:
+        with KVFlowClient(service.url, api_key=key, client_id="team-a") as sdk:
+            assert sdk.create_workflow(cycle()).client_id == "team-a"
+            assert [one.workflow_id for one in sdk.list_workflows()] == ["w"]
+        with (
+            KVFlowClient(service.url, api_key=key) as sdk,
+            pytest.raises(ServiceError, match="must be absent or 'team-a'"),
+        ):
+            sdk.create_workflow(cycle("other"))
 
 
 def test_keys_may_be_made_while_it_listens_to_all(made: MadeKeys) -> None:
