@@ -22,7 +22,8 @@ MAX_NAMES: Final = 10_000
 """Agents of one workflow, as many as one may declare."""
 
 SHOWN_FOR: Final = 32
-"""Lessons after which a graph that was shown is made anew: its shares have changed a little."""
+"""Lessons after which a graph that was shown is made anew, as its shares have changed a little;
+fewer while a quarter of what is known would be new."""
 
 _NOTHING: Final = AgentStepGraph.observed((), (), ())
 _APPLIED: Final = EventOutcome(duplicate=False, misprediction=False)
@@ -94,7 +95,8 @@ class LearnedState(WorkflowState):
         """The agents that ``step_values`` is about, and what is known of their order."""
         steps = self.steps_to_execution()
         graph, revision = self._shown, self.model.revision
-        old = revision - self._shown_revision >= SHOWN_FOR
+        since = self._shown_revision
+        old = revision - since >= min(SHOWN_FOR, 1 + since // 4)
         if graph is None or old or graph.agent_ids != tuple(steps):
             graph = self._shown = observed_graph(self.model, tuple(steps))
             self._shown_revision = revision

@@ -177,3 +177,15 @@ def test_the_score_has_hysteresis() -> None:
     while score.value < USED_FROM - 0.05:
         score.add(1.0)
     assert not score.used
+
+
+def test_the_graph_shown_keeps_up_with_what_is_learned() -> None:
+    model = TransitionModel()
+    state = LearnedState(model)
+    for word in chain("abcabcabc").split():
+        play(state, word)
+        shown = state.graph
+    assert {(edge.source, edge.target) for edge in shown.edges} == {
+        *(("a", "b"), ("b", "c"), ("c", "a"))
+    }
+    assert shown.entry == ("a",)
