@@ -13,7 +13,7 @@ from kvflow.protocol import Identifier
 from kvflow.server.event_bus import BusEvent, EventBus, EventKind, Listener, TooManyReadersError
 from kvflow.server.event_models import EventsEnd, ServiceEvent
 from kvflow.server.identity import Identity, RequestIdentity
-from kvflow.server.openapi import problems
+from kvflow.server.openapi import SSE_ITEM, problems
 from kvflow.server.sse import MakeMessage, SseResponse
 
 __all__ = ["EventStreamResponse", "event_routes"]
@@ -23,7 +23,7 @@ _DOC: Final[dict[str, Any]] = {
     "description": "Server-sent events. The name of each is its kind, `id` a number that grows by "
     "one within this response, `data` a `ServiceEvent`. Further names: `hello`, the first; "
     "`heartbeat`, when nothing else came; `dropped` and `end`, the last, with an `EventsEnd`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"itemSchema": SSE_ITEM}},
 }
 
 

@@ -63,7 +63,7 @@ class ActsForClients(Protocol):
 OPEN: Final = Identity(None, "open")
 
 
-def identity(
+async def identity(
     request: Request,
     client_id: Annotated[
         Identifier | None,
@@ -71,6 +71,9 @@ def identity(
     ] = None,
 ) -> Identity:
     """FastAPI dependency: whose request it is.
+
+    Waits for nothing; but FastAPI calls a function that is not async in a thread, which takes
+    longer than all else that an event takes.
 
     Raises:
         ForbiddenError: a client names another one.

@@ -11,7 +11,7 @@ from kvflow.protocol import Delta, Heartbeat, Problem, Snapshot
 from kvflow.server.event_models import EventsEnd, ServiceEvent
 from kvflow.server.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["EVENT_STREAM_DOC", "problems", "set_openapi"]
+__all__ = ["EVENT_STREAM_DOC", "SSE_ITEM", "problems", "set_openapi"]
 
 _REF: Final = "#/components/schemas/{model}"
 _DESCRIPTIONS: Final = {
@@ -27,11 +27,22 @@ _DESCRIPTIONS: Final = {
     503: "The service cannot do it now.",
 }
 
+SSE_ITEM: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "event", "data"],
+}
+"""One server-sent event, as OpenAPI describes a stream's items."""
+
 EVENT_STREAM_DOC: Final[dict[str, Any]] = {
     "description": "Server-sent events `snapshot`, `delta` and `heartbeat`. `id` is the sequence "
     "number: 0 for the snapshot, then one more with every message. `data` is a JSON object: "
     "`Snapshot`, `Delta` or `Heartbeat`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"itemSchema": SSE_ITEM}},
 }
 
 
@@ -79,9 +90,12 @@ def _add_schemas(document: dict[str, Any]) -> None:
         schemas.pop(name, None)
     for operations in document["paths"].values():
         for operation in operations.values():
+            stream = operation["responses"].get("200", {}).get("content", {})
+            # FastAPI takes a stream as a whole for a text, too.
+            stream.get("text/event-stream", {}).pop("schema", None)
             answer = operation["responses"].get("422", {})
             if "application/json" in answer.get("content", {}):
-                del operation["responses"]["422"]
+                operation["responses"] |= {"422": problems(422)[422]}
 
 
 def _add_key(document: dict[str, Any], open_paths: frozenset[str]) -> None:

@@ -79,9 +79,7 @@ _BY_ERROR: Final[Mapping[type[KVFlowError], ProblemKind]] = {
     StepNotRunningError: ProblemKind("step-not-running", 409, "The step is not running"),
     ConflictError: ProblemKind("conflict", 409, "Does not fit the present state"),
     StoreFullError: ProblemKind("too-many-workflows", 503, "Too many live workflows"),
-    StoreUnavailableError: ProblemKind(
-        "store-unavailable", 503, "Workflows cannot be stored now"
-    ),
+    StoreUnavailableError: ProblemKind("store-unavailable", 503, "Workflows cannot be stored now"),
     TooManyReadersError: ProblemKind("too-many-readers", 503, "Too many readers of events"),
     ForbiddenError: ProblemKind("forbidden", 403, "Not for this API key"),
     RateLimitedError: ProblemKind("rate-limited", 429, "Too much in too short a time"),
@@ -259,7 +257,8 @@ async def _unexpected_error(request: Request, exc: Exception) -> Response:
 
 def _allowed_methods(request: Request, exc: HTTPException) -> str:
     # The router itself knows only the methods of the first route with this path.
-    path = getattr(request.scope.get("route"), "path", None)
+    # It writes "{name:path}" where the document has "{name}".
+    path = getattr(request.scope.get("route"), "path_format", None)
     methods = request.app.openapi()["paths"].get(path, {})
     return ", ".join(sorted(method.upper() for method in methods)) or Headers(exc.headers)["allow"]
 

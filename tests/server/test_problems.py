@@ -132,7 +132,7 @@ def test_query_parameters_are_named(client: TestClient) -> None:
 
 
 def test_unknown_route(client: TestClient) -> None:
-    for path in ("/v1/workflow", "/v1/workflows/", "/", "/v1/workflows/w/step"):
+    for path in ("/v1/workflow", "/v1/workflows/", "/nothing", "/v1/workflows/w/step"):
         answer = client.get(path)
         assert answer.status_code == 404
         assert answer.headers["content-type"] == "application/problem+json"
