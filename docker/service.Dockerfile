@@ -5,7 +5,7 @@ COPY . /src
 ENV PIP_CONSTRAINT="/src/requirements/engine-cpu.txt /src/requirements/dev.txt" \
     PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/kvflow \
-    && /opt/kvflow/bin/pip install "/src[cli,mqtt,otel,server]"
+    && /opt/kvflow/bin/pip install "/src[cli,mqtt,otel,server,valkey]"
 
 FROM python:3.12.12-slim-bookworm
 RUN useradd --uid 10001 --create-home kvflow \
