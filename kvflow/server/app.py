@@ -18,7 +18,12 @@ from kvflow.server.docs_page import docs_routes
 from kvflow.server.engine_reports import EngineReports
 from kvflow.server.event_bus import EventBus
 from kvflow.server.event_stream import event_routes
-from kvflow.server.front_door import AnswerAsOpenAI, build_front_door, front_door_routes
+from kvflow.server.front_door import (
+    AnswerAsOpenAI,
+    build_front_door,
+    document_errors,
+    front_door_routes,
+)
 from kvflow.server.identity import OPEN, Identity
 from kvflow.server.keys import KeyRing
 from kvflow.server.kv_hints import kv_hint_routes
@@ -224,6 +229,7 @@ def build_service(
     public = {"/metrics"} if settings.public_metrics else set()
     open_paths = _OPEN_PATHS | DASHBOARD_PATHS | public
     set_openapi(app, open_paths=open_paths, needs_key=keys.guards)
+    document_errors(app)
     # The last one added sees a request first.
     app.add_middleware(CheckBody, max_bytes=settings.max_body_bytes)
     if keys.guards:

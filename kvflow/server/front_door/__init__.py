@@ -5,7 +5,7 @@ from kvflow.server.front_door.calls import Call, UndeclaredCalls
 from kvflow.server.front_door.errors import AnswerAsOpenAI
 from kvflow.server.front_door.forwarding import CallEnd
 from kvflow.server.front_door.front_door import FrontDoor
-from kvflow.server.front_door.routes import front_door_routes
+from kvflow.server.front_door.routes import document_errors, front_door_routes
 
 __all__ = [
     "AnswerAsOpenAI",
@@ -14,5 +14,6 @@ __all__ = [
     "FrontDoor",
     "UndeclaredCalls",
     "build_front_door",
+    "document_errors",
     "front_door_routes",
 ]

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow.server.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["FRONT_DOOR_PATHS", "AnswerAsOpenAI", "PASSED_ON_KEY", "openai_error"]
+__all__ = ["FRONT_DOOR_PATHS", "PASSED_ON_KEY", "AnswerAsOpenAI", "is_front_door", "openai_error"]
 
 FRONT_DOOR_PATHS: Final = (
     "/v1/chat/completions",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, FastAPI, Path, Request
 from starlette.responses import Response
 
+from kvflow.server.front_door.errors import is_front_door
 from kvflow.server.front_door.front_door import FrontDoor
 from kvflow.server.identity import RequestIdentity
+from kvflow.server.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["front_door_routes"]
+__all__ = ["document_errors", "front_door_routes"]
 
 _ERROR_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -53,6 +55,23 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     },
     "default": {"description": "Whatever else the engine answers."},
 }
+
+
+def document_errors(app: FastAPI) -> None:
+    """Let ``/openapi.json`` say of the front door's routes in which shape they answer errors."""
+    documented = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = documented()
+        for path, operations in document["paths"].items():
+            if is_front_door(path):
+                for operation in operations.values():
+                    for answer in operation["responses"].values():
+                        if answer.get("content", {}).pop(PROBLEM_MEDIA_TYPE, None) is not None:
+                            answer["content"]["application/json"] = {"schema": _ERROR_SCHEMA}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
 def front_door_routes(door: FrontDoor) -> APIRouter:
