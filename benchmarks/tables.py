@@ -16,13 +16,19 @@ from typing import Final
 
 from benchmarks.markdown import Result, machine, table
 from benchmarks.plugin import tables as plugin
+from benchmarks.service import durability_tables as durability
 from benchmarks.simulation import tables as simulation
 
 __all__ = ["TABLES", "main", "rendered"]
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
-DOCUMENTS: Final = ("README.md", "docs/results.md", "docs/measurements.md")
+DOCUMENTS: Final = (
+    "README.md",
+    "docs/durability.md",
+    "docs/results.md",
+    "docs/measurements.md",
+)
 _BLOCK: Final = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -294,6 +300,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "simulate_learned": ("simulate_learned.json", simulation.learned),
     "simulate_speed": ("simulate_speed.json", simulation.speed),
     **plugin.TABLES,
+    **durability.TABLES,
 }
 
 

@@ -64,7 +64,7 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Li
         response.headers["Location"] = f"/v1/workflows/{quote(record.workflow_id, safe='')}"
         return workflow_view(record, clock())
 
-    @router.get("", responses=problems(422))
+    @router.get("", responses=problems(422, 503))
     async def list_workflows(
         who: RequestIdentity,
         client_id: Annotated[Identifier | None, Query(description="Only this client's.")] = None,
@@ -87,19 +87,22 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Li
             await asyncio.sleep(0)
         return WorkflowList(workflows=views, next_page=following)
 
-    @router.get("/{workflow_id}", responses=problems(404, 422))
+    @router.get("/{workflow_id}", responses=problems(404, 422, 503))
     async def get_workflow(workflow_id: str, who: RequestIdentity) -> WorkflowView:
         """A workflow: its graph, and the present state of every agent."""
         return workflow_view(await workflows.get(workflow_id, namespace=who.namespace), clock())
 
     @router.delete(
-        "/{workflow_id}", status_code=204, response_model=None, responses=problems(404, 422)
+        "/{workflow_id}",
+        status_code=204,
+        response_model=None,
+        responses=problems(404, 422, 503),
     )
     async def delete_workflow(workflow_id: str, who: RequestIdentity) -> None:
         """End a workflow: its agents' prompts lose the weight it gave them in the engines."""
         await workflows.delete(workflow_id, namespace=who.namespace)
 
-    @router.post("/{workflow_id}/events", responses=problems(400, 404, 409, 413, 415, 422))
+    @router.post("/{workflow_id}/events", responses=problems(400, 404, 409, 413, 415, 422, 503))
     async def post_events(
         workflow_id: str, body: Annotated[EventsBody, Body()], who: RequestIdentity
     ) -> EventsResult:
@@ -116,7 +119,7 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Li
             # Its index would point into a list that the client did not send.
             raise refused.cause from refused
 
-    @router.get("/{workflow_id}/steps", responses=problems(404, 422))
+    @router.get("/{workflow_id}/steps", responses=problems(404, 422, 503))
     async def get_steps(workflow_id: str, who: RequestIdentity) -> StepsView:
         """Steps-to-execution of every agent; null for one that cannot run (again)."""
         record = await workflows.get(workflow_id, namespace=who.namespace)
