@@ -20,6 +20,7 @@ class Ring:
         self.workflow_id = workflow_id
         self.key = workflow_id.encode()
         self.version = 0
+        self.ttl_s = 3600
         self._agents = [f"agent-{number:02}" for number in range(agents)]
         self._path = f"/v1/workflows/{workflow_id}/events"
         self._singles = [
@@ -41,7 +42,7 @@ class Ring:
                 )
             ],
             "entry": self._agents[:1],
-            "ttl_s": 3600,
+            "ttl_s": self.ttl_s,
         }
         return request("POST", "/v1/workflows", json.dumps(body).encode())
 

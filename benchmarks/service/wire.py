@@ -106,12 +106,17 @@ class StreamReader(asyncio.Protocol):
     ``last`` has the last version that was seen of each workflow, ``messages`` how many there were.
     """
 
-    def __init__(self, engine_id: str, seen: Callable[[StreamReader, bytes, int, float], None]):
+    def __init__(
+        self,
+        engine_id: str,
+        seen: Callable[[StreamReader, bytes, int, float], None],
+        path: str | None = None,
+    ) -> None:
         self.messages = 0
         self.last: dict[bytes, int] = {}
         self.lost = False
         self.connected = asyncio.Event()
-        self._engine_id = engine_id
+        self._path = path or f"/v1/engines/stream?engine_id={engine_id}"
         self._seen = seen
         self._rest: deque[bytes] = deque()
         self._transport: asyncio.Transport | None = None
@@ -123,8 +128,7 @@ class StreamReader(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Of uvloop's making: it need not be a subclass.
         self._transport = cast(asyncio.Transport, transport)
-        path = f"/v1/engines/stream?engine_id={self._engine_id}"
-        self._transport.write(request("GET", path))
+        self._transport.write(request("GET", self._path))
 
     def data_received(self, data: bytes) -> None:
         at_s = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import resource
 import socket
 from typing import Final
 
@@ -73,6 +74,7 @@ def run(settings: ServiceSettings) -> None:
         check_certificate(settings.tls_cert, settings.tls_key)
     if settings.database is None:
         settings = settings.model_copy(update={"database": default_database(settings.port)})
+    _allow_many_connections()
     sockets = listen(settings.host, settings.port)
     try:
         service = build_service(settings)
@@ -84,6 +86,12 @@ def run(settings: ServiceSettings) -> None:
     # Uvicorn shuts down on SIGINT and then raises it again; that is no news to anyone.
     with contextlib.suppress(KeyboardInterrupt):
         ServiceServer(service, settings).run(sockets=sockets)
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of open files to what may be: 1,024 is common, and engines need one each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from kvflow.server import ServiceSettings, build_service
 
-SOAK = bool(os.environ.get("KVFLOW_TEST_SOAK"))
+SOAK = bool(os.environ.get("KVFLOW_SOAK"))
 WITHOUT_ENGINE = (
     "/v1/chat/",
     "/v1/completions",

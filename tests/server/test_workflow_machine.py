@@ -19,7 +19,7 @@ from tests.server.conftest import FakeClock
 from tests.server.workflow_model import ModelWorkflow, Refused, ServiceModel
 
 # The long form is for `make soak`.
-EXAMPLES, STEPS = (2_000, 60) if os.environ.get("KVFLOW_TEST_SOAK") else (25, 40)
+EXAMPLES, STEPS = (2_000, 60) if os.environ.get("KVFLOW_SOAK") else (25, 40)
 
 AGENTS = ["a", "b", "c"]
 IDS = st.sampled_from(["w1", "w2"])
