@@ -17,6 +17,8 @@ from typing import Final
 from benchmarks.markdown import Result, machine, table
 from benchmarks.plugin import tables as plugin
 from benchmarks.service import durability_tables as durability
+from benchmarks.service import front_door_tables as front_door
+from benchmarks.service import service_tables
 from benchmarks.simulation import tables as simulation
 
 __all__ = ["TABLES", "main", "rendered"]
@@ -26,6 +28,8 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 DOCUMENTS: Final = (
     "README.md",
     "docs/durability.md",
+    "docs/front-door.md",
+    "docs/reliability.md",
     "docs/results.md",
     "docs/measurements.md",
 )
@@ -301,6 +305,8 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "simulate_speed": ("simulate_speed.json", simulation.speed),
     **plugin.TABLES,
     **durability.TABLES,
+    **front_door.TABLES,
+    **service_tables.TABLES,
 }
 
 

@@ -95,8 +95,9 @@ def soak(result: Result) -> str:
         f"{settings['minutes']:g} minutes at {settings['per_s']:g} events/s, with "
         f"{settings['engines']} engines' streams and {settings['readers']} readers of "
         "`/v1/events` that come and go, two connections that read nothing, and workflows that are "
-        f"created, deleted and left to expire: {summary['requests']:,} requests, {summary['unexpected']:,} answers that were "
-        f"not as expected. Memory of the service: {summary['first_mb']:.1f} MB after the first "
+        f"created, deleted and left to expire: {summary['requests']:,} requests, "
+        f"{summary['unexpected']:,} answers that were not as expected. Memory of the service: "
+        f"{summary['first_mb']:.1f} MB after the first "
         f"fifth, {summary['last_mb']:.1f} MB at the end (median of a fifth each), "
         f"{summary['slope_mb_per_h']:+.1f} MB per hour by a line through the last four fifths.\n"
         + machine(result)

@@ -185,6 +185,11 @@ class Machine(RuleBasedStateMachine):
         self.clock.now_s += by_s
         self.model.expire(self.clock.now_s)
 
+    @rule(by_s=st.sampled_from([5.0, 50.0]))
+    def clock_is_set_back(self, by_s: float) -> None:
+        """Nothing ends too early or is forgotten: deadlines stay, later ones count from now."""
+        self.clock.now_s -= by_s
+
     @rule()
     def sweep(self) -> None:
         assert self.client.portal is not None
