@@ -144,8 +144,10 @@ def open_details(page: Page) -> None:
 
 
 class TestAtAGlance:
-    def test_figures_and_engines(self, opened: Tab) -> None:
+    def test_figures_and_engines(self, opened: Tab, shared: Service) -> None:
         page = opened.page
+        shared.report()  # figures are of the last minute
+        opened.refresh()
         expect(page.locator("#connection")).to_have_text("Live")
         for name, text in {
             "workflows": "61",
