@@ -166,6 +166,10 @@ class SQLiteStore:
             return record
         for found in await self._reader.run(partial(self._reader.workflows, [entry.row])):
             return self._read_back(found.record, entry)
+        if self._entries.get(key) is entry:
+            # It cannot be read back, as the log says; its id must not be taken for ever.
+            del self._entries[key]
+            await self._writer.write(Deleted(entry.row))
         return None
 
     async def delete(self, record: WorkflowRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -124,6 +125,8 @@ def _lock(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise _problem(path, error) from error
         raise EnvironmentProblemError(
             f"the database {path} is in use by another kvflow serve",
             "stop that one, or name another file with --database; several services behind one "

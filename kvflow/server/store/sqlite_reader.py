@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from kvflow.errors import KVFlowError
 from kvflow.graph import AgentStepGraph
 from kvflow.server.store.base import StoredState, StoreUnavailableError, WorkflowKey, WorkflowRecord
 from kvflow.server.store.encoding import graph_from_text, replay, state_from_text
@@ -19,6 +21,7 @@ from kvflow.server.store.sqlite_file import DatabaseFile, cause
 __all__ = ["Found", "Listed", "Reader"]
 
 T = TypeVar("T")
+logger = logging.getLogger("kvflow.server")
 _LISTED_AT_ONCE: Final = 1000
 
 _WORKFLOW: Final = """
@@ -101,10 +104,10 @@ class Reader:
             last = rows[-1][0]
 
     def workflows(self, rows: Sequence[int]) -> list[Found]:
-        """These workflows, at one point in time; those that are not there are left out."""
+        """These workflows, at one point in time; those not there, or not legible, are left out."""
         self._connection.execute("BEGIN")
         try:
-            found = (self._workflow(row) for row in rows)
+            found = (self._legible(row) for row in rows)
             return [one for one in found if one is not None]
         finally:
             self._connection.execute("COMMIT")
@@ -124,6 +127,13 @@ class Reader:
     def notes(self, kind: str) -> dict[str, dict[str, object]]:
         rows = self._connection.execute("SELECT name, content FROM notes WHERE kind = ?", (kind,))
         return {name: json.loads(content) for name, content in rows}
+
+    def _legible(self, row: int) -> Found | None:
+        try:
+            return self._workflow(row)
+        except (KVFlowError, ValueError, KeyError, TypeError, IndexError):
+            logger.exception("workflow number %d in %s cannot be read back", row, self._path)
+            return None
 
     def _workflow(self, row: int) -> Found | None:
         one = self._connection.execute(_WORKFLOW, (row,)).fetchone()

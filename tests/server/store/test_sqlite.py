@@ -173,6 +173,25 @@ async def test_a_lock_of_another_program(store: SQLiteStore, path: Path) -> None
     assert await store.count() == 2
 
 
+async def test_a_workflow_that_is_not_legible_makes_room(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SQLiteStore(path, 1000)
+    for name in ("w", "v"):
+        await store.insert(record(name))
+    await store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO states VALUES (1, 0, '{}')")
+
+    store = SQLiteStore(path, 1000)
+    assert await store.get(("", "w")) is None
+    assert "cannot be read back" in caplog.text
+    await store.insert(record("w"))
+    assert await store.get(("", "w")) is not None
+    assert await store.get(("", "v")) is not None
+    await store.close()
+
+
 async def test_one_service_at_a_time(store: SQLiteStore, path: Path) -> None:
     with pytest.raises(EnvironmentProblemError, match="in use by another kvflow serve"):
         SQLiteStore(path, 1000)
