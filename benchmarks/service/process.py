@@ -36,7 +36,8 @@ def serving(
 ) -> Iterator[ServiceProcess]:
     """``kvflow serve`` with these arguments, on a free port; ended by SIGTERM.
 
-    Settings of the caller's environment (``KVFLOW_...``) are left out.
+    Settings of the caller's environment (``KVFLOW_...``) are left out. Workflows are kept in memory
+    unless told otherwise.
 
     Raises:
         RuntimeError: it ends, or does not answer in a minute; with the end of its log.
@@ -46,7 +47,10 @@ def serving(
     command = [sys.executable, "-m", "kvflow.cli.main", "serve", "--port", str(port), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=clean | dict(environment or {}), stdout=output, stderr=output
+            command,
+            env={**clean, "KVFLOW_DATABASE": "none", **(environment or {})},
+            stdout=output,
+            stderr=output,
         )
     try:
         _wait_until_ready(process, port, log)
