@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import resource
 import tempfile
 import time
@@ -234,6 +235,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="of each run")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
+    # A pause of the generator would be taken for one of the service.
+    gc.disable()
     plan = SHORT if arguments.short else FULL
     if arguments.seconds:
         plan = Plan(**{**asdict(plan), "seconds": arguments.seconds})
