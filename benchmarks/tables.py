@@ -131,7 +131,8 @@ def bench(result: Result) -> str:
         table(head, rows)
         + f"\n{result['scenario']['description']} Device of {cache['device_tokens']:,} tokens"
         f"{host}. "
-        f"{repeats} repeats each, in turn. {_outputs(result)}\n\n{hardware['cpu']}, "
+        f"{repeats} repeat{'s' if repeats > 1 else ''} each. {_outputs(result)}\n\n"
+        f"{hardware['cpu']}, "
         f"{hardware['cores']} cores, SGLang {versions['sglang']}, {result['settings']['model']}.\n"
     )
 

@@ -14,8 +14,8 @@ from typing import Final
 
 __all__ = ["FanOut"]
 
-# Some 2 ms of writing messages.
-_SLICE: Final = 64
+# Half a millisecond of writing messages: a request needs several turns.
+_SLICE: Final = 16
 
 
 class FanOut:

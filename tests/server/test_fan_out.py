@@ -30,8 +30,8 @@ async def test_all_are_woken_in_turns_between_which_others_run() -> None:
         await asyncio.sleep(0)
         woken.append(sum(one.is_set() for one in events))
     assert woken[0] == 0
-    assert max(after - before for before, after in pairwise(woken)) <= 64
-    assert len(woken) >= 1_000 / 64
+    assert max(after - before for before, after in pairwise(woken)) <= 16
+    assert len(woken) >= 1_000 / 16
 
 
 async def test_one_that_left_or_does_not_wait_is_not_woken() -> None:

@@ -270,5 +270,5 @@ def test_agents_may_have_tools_of_their_own_length() -> None:
                 pauses.setdefault(call.agent_id, []).append(call.pause_s)
     means = sorted(sum(values) / len(values) for values in pauses.values())
     assert means[-1] > 2 * means[0]
-    assert 0.5 < means[0]
+    assert means[0] > 0.5
     assert means[-1] < 150
