@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import ValidationError
@@ -34,6 +33,7 @@ from kvflow.sglang_plugin.control import (
     ServiceUpdate,
     WorkflowUpdate,
 )
+from kvflow.sglang_plugin.service_connection import key_headers, uses_proxies
 from kvflow.sglang_plugin.settings import PluginSettings
 
 __all__ = ["ServiceChannel"]
@@ -150,13 +150,10 @@ class ServiceChannel:
             )
 
     def _read_stream(self) -> None:
-        headers = {"Accept": "text/event-stream"}
-        if self._settings.api_key:
-            headers["Authorization"] = f"Bearer {self._settings.api_key}"
-        host = urlsplit(self._url).hostname or ""
+        headers = {"Accept": "text/event-stream", **key_headers(self._settings)}
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=self._lease_s)
         with (
-            httpx2.Client(timeout=timeout, trust_env=not _is_loopback(host)) as client,
+            httpx2.Client(timeout=timeout, trust_env=uses_proxies(self._url)) as client,
             client.stream(
                 "GET", self._url, headers=headers, params={"engine_id": self._settings.engine_id}
             ) as response,
@@ -259,7 +256,3 @@ def _update(workflow: WorkflowSteps, received_s: float) -> WorkflowUpdate:
             for agent_id, seconds in times.items()
         },
     )
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx2
 from pydantic import ValidationError
@@ -28,6 +28,7 @@ from kvflow.protocol import (
     PrefixPlacement,
     ReportReceipt,
 )
+from kvflow.sglang_plugin.service_connection import key_headers, uses_proxies
 from kvflow.sglang_plugin.settings import PluginSettings
 from kvflow.sglang_plugin.survey import Placement, PrefixSurvey, pool_use
 from kvflow.sglang_plugin.tally import FIRST_TOKEN_BOUNDS_S, FirstTokenTimer, Tally
@@ -45,7 +46,6 @@ AWAY_S: Final = 10.0
 """Longest pause between two attempts to reach a service that is away."""
 REFUSED_S: Final = 300.0
 """Pause after the service has said that it takes no reports (an older one), or not ours."""
-_LOOPBACK: Final = ("localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +159,15 @@ class EngineReporter:
         )
 
     def _run(self) -> None:
-        host = urlsplit(self._url).hostname or ""
-        loopback = host in _LOOPBACK or host.startswith("127.")
-        headers = {}
-        if self._settings.api_key:
-            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        headers = key_headers(self._settings)
+        trust_env = uses_proxies(self._url)
         pause_s = self._interval_s
         while not self._stop.wait(pause_s):
             snapshot = self._next_snapshot()
             if snapshot is None:
                 continue
             try:
-                with httpx2.Client(timeout=TIMEOUT_S, trust_env=not loopback) as client:
+                with httpx2.Client(timeout=TIMEOUT_S, trust_env=trust_env) as client:
                     pause_s = self._report(client, headers, snapshot)
                     # One connection for as long as all is well.
                     while pause_s == self._interval_s and not self._stop.wait(pause_s):
