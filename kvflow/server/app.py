@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -29,6 +29,7 @@ from kvflow.server.keys import KeyRing
 from kvflow.server.kv_hints import kv_hint_routes
 from kvflow.server.learned.calls import LearnedCalls
 from kvflow.server.learned.orders import LearnedOrders
+from kvflow.server.learned.persistence import LearnedPersistence
 from kvflow.server.learned.routes import learned_routes
 from kvflow.server.limits import DefaultLimits, Limits
 from kvflow.server.metrics import MeasureRequests, ServiceMetrics
@@ -121,6 +122,7 @@ def build_service(
     if settings.record is not None:
         recorder = FileRecorder(settings.record, clock, metrics)
     orders = LearnedOrders()
+    persistence = LearnedPersistence(orders, kept)
     aside = LearnedAside(kept, settings.max_workflows)
     workflows = Workflows(aside, streams, metrics, clock, recorder, bus=bus, orders=orders)
     door, kv_hints = build_front_door(
@@ -163,9 +165,14 @@ def build_service(
         nonlocal sweeper
         await workflows.load()
         await sightings.load()
+        await persistence.load()
         async with asyncio.TaskGroup() as tasks:
             sweeper = tasks.create_task(
-                _sweep_forever(workflows, streams, kept, sightings, settings.sweep_interval_s),
+                _sweep_forever(
+                    streams,
+                    (kept.keep_time, sightings.look, workflows.sweep, persistence.look),
+                    settings.sweep_interval_s,
+                ),
                 name="kvflow-sweep",
             )
             follower = tasks.create_task(workflows.follow(), name="kvflow-follow")
@@ -178,6 +185,7 @@ def build_service(
                     yield
             finally:
                 await sightings.close()
+                await persistence.close()
                 streams.shut_down()
                 bus.close()
                 if mqtt is not None:
@@ -209,7 +217,7 @@ def build_service(
     )
     app.include_router(workflow_routes(workflows, clock, limits))
     app.include_router(engine_routes(streams, clock, settings.stall_s, reports, sightings.away))
-    app.include_router(learned_routes(orders))
+    app.include_router(learned_routes(orders, persistence))
     app.include_router(report_routes(reports))
     app.include_router(overview_routes(OverviewMaker(workflows, streams, reports, clock)))
     app.include_router(dashboard_routes())
@@ -247,21 +255,18 @@ def build_service(
 
 
 async def _sweep_forever(
-    workflows: Workflows,
     streams: EngineStreams,
-    store: WorkflowStore,
-    sightings: Sightings,
+    chores: Sequence[Callable[[], Awaitable[object]]],
     interval_s: float,
 ) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        try:
-            streams.expire_hints()
-            await store.keep_time()
-            await sightings.look()
-            await workflows.sweep()
-        except StoreUnavailableError:
-            pass  # the store has said so
-        except Exception:
-            # Workflows are also checked when they are used, and the next sweep tries again.
-            logger.exception("sweeping expired workflows failed")
+        streams.expire_hints()
+        for chore in chores:
+            try:
+                await chore()
+            except StoreUnavailableError:
+                pass  # the store has said so
+            except Exception:
+                # Workflows are also checked when they are used, and the next sweep tries again.
+                logger.exception("a chore of the service failed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from kvflow.graph.learning.base import MAX_FAMILIES, FamilyKey
 from kvflow.graph.learning.model import TransitionModel
@@ -38,9 +38,8 @@ class LearnedFamilies:
         """The family's model, made anew if nothing is known. O(1)."""
         model = self._models.get(key)
         if model is None:
-            model = self._models[key] = TransitionModel()
-            if len(self._models) > self._most:
-                self._models.popitem(last=False)
+            model = TransitionModel()
+            self.put(key, model)
         self._models.move_to_end(key)
         return model
 
@@ -48,9 +47,17 @@ class LearnedFamilies:
         """The family's model, if anything is known; does not count as use."""
         return self._models.get(key)
 
-    def items(self) -> Iterator[tuple[FamilyKey, TransitionModel]]:
-        """All families, the one used least recently first."""
-        yield from self._models.items()
+    def put(self, key: FamilyKey, model: TransitionModel) -> None:
+        """Take a model that was learned before, as the one used last."""
+        self._models[key] = model
+        self._models.move_to_end(key)
+        if len(self._models) > self._most:
+            self._models.popitem(last=False)
+
+    @property
+    def models(self) -> Mapping[FamilyKey, TransitionModel]:
+        """Of all families, the one used least recently first."""
+        return self._models
 
     def forget(self, key: FamilyKey) -> bool:
         """Forget a family; whether it was known. Workflows under way go on with what they have."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from statistics import median
 from typing import Final, Generic, TypeVar
 
@@ -55,6 +55,10 @@ class _Medians(Generic[K]):
     def measured(self, key: K) -> float | None:
         return self._values.get(key)
 
+    def windows(self) -> Iterable[tuple[K, deque[float]]]:
+        """The measurements by key, the one measured least recently first."""
+        return self._windows.items()
+
     def mean(self) -> float | None:
         # The sum's rounding may go below 0.
         return max(0.0, self._sum_s / len(self._values)) if self._values else None
@@ -65,11 +69,15 @@ class FamilyDurations:
 
     An agent that was never measured, nor declared, counts with the mean of those that were; a pair
     of agents likewise, or with nothing where no pair was.
+
+    Attributes:
+        revision: grows with every measurement.
     """
 
-    __slots__ = ("_gaps", "_runs")
+    __slots__ = ("_gaps", "_runs", "revision")
 
     def __init__(self) -> None:
+        self.revision = 0
         self._runs: _Medians[str] = _Medians()
         self._gaps: _Medians[tuple[str, str]] = _Medians()
 
@@ -80,10 +88,12 @@ class FamilyDurations:
 
     def learn_run(self, agent_id: str, seconds: float) -> None:
         """A run of the agent took so long. O(RECENT)."""
+        self.revision += 1
         self._runs.add(agent_id, max(0.0, seconds))
 
     def learn_gap(self, source: str, target: str, seconds: float) -> None:
         """A run of ``target`` started so long after the finish of ``source`` that led to it."""
+        self.revision += 1
         self._gaps.add((source, target), max(0.0, seconds))
 
     def run_s(self, agent_id: str, declared_s: float | None = None) -> float | None:

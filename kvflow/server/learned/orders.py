@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvflow.errors import FamilyNotFoundError
@@ -19,7 +19,13 @@ from kvflow.graph.learning import (
 from kvflow.graph.learning.base import MAX_FAMILIES
 from kvflow.graph.timing import FamilyDurations, StepTimes
 from kvflow.protocol import StepEvent
-from kvflow.server.store import ExpectedTimes, WorkflowKey, WorkflowRecord
+from kvflow.server.store import (
+    ExpectedTimes,
+    LearnedKey,
+    LearnedKind,
+    WorkflowKey,
+    WorkflowRecord,
+)
 
 __all__ = ["LearnedFamily", "LearnedOrders", "Sources", "expected_times"]
 
@@ -37,7 +43,9 @@ class LearnedFamily:
 
 
 class LearnedOrders:
-    """In memory, for one service process; lost when it ends. Belongs to its event loop.
+    """In memory, for one service process; ``LearnedPersistence`` brings it over a restart.
+
+    Belongs to the process's event loop.
 
     The order is learned from workflows that declare nothing, durations from all: per namespace,
     client, and name of the workflow (the same family for all that have none).
@@ -67,31 +75,13 @@ class LearnedOrders:
             return LearnedState(self._families.model(key))
         return state.copy()
 
-    def times(
-        self,
-        record: WorkflowRecord,
-        events: Sequence[StepEvent],
-        sources: Sequence[Sources],
-        now_s: float,
-    ) -> StepTimes:
-        """The times of the workflow after these events. What it teaches of durations is taken.
+    def times(self, record: WorkflowRecord) -> StepTimes:
+        """The workflow's times before events that are about to be applied, a copy.
 
-        Args:
-            record: the workflow before them.
-            events: applied at this moment, in their order.
-            sources: for each.
-            now_s: the moment.
+        What these teach of durations is taken as the copy is told of them.
         """
         known = self._times.get(record.key)
-        times = StepTimes(self._durations_of(record)) if known is None else known.copy()
-        for event, before in zip(events, sources, strict=True):
-            if before is None:
-                continue
-            if event.type == "step_started":
-                times.started(event.agent_id, event.step_id, before, now_s)
-            else:
-                times.finished(event.agent_id, event.step_id, now_s)
-        return times
+        return StepTimes(self._durations_of(record)) if known is None else known.copy()
 
     def applied(self, record: WorkflowRecord, times: StepTimes) -> None:
         """The workflow was stored after events: keep its times, take what it teaches of order."""
@@ -116,7 +106,7 @@ class LearnedOrders:
 
     def families(self, namespace: str, client_id: str | None) -> Iterator[LearnedFamily]:
         """What is known there, the family used least recently first; of all clients if None."""
-        for (within, client, family), model in self._families.items():
+        for (within, client, family), model in self._families.models.items():
             if within == namespace and client_id in (None, client):
                 yield LearnedFamily(client, family, model)
 
@@ -137,24 +127,41 @@ class LearnedOrders:
             raise FamilyNotFoundError(family, client_id)
         return graph
 
-    def forget(self, namespace: str, client_id: str, family: str) -> None:
-        """Forget what was learned of a family.
-
-        Raises:
-            FamilyNotFoundError: nothing is known of it.
+    def check_known(self, namespace: str, client_id: str, family: str) -> None:
+        """Raises:
+        FamilyNotFoundError: nothing is known of it.
         """
-        if not self._families.forget((namespace, client_id, family)):
+        if self._families.get((namespace, client_id, family)) is None:
             raise FamilyNotFoundError(family, client_id)
+
+    def forget(self, namespace: str, client_id: str, family: str) -> None:
+        """Forget what was learned of the order of a family, if anything was."""
+        self._families.forget((namespace, client_id, family))
+
+    def known(self, kind: LearnedKind) -> Mapping[FamilyKey, TransitionModel | FamilyDurations]:
+        """All that is known, as it is now and as it changes."""
+        return self._families.models if kind == "order" else self._durations
+
+    def restore(self, key: LearnedKey, learned: TransitionModel | FamilyDurations) -> None:
+        """Take what an earlier process has learned. Before the first event."""
+        if isinstance(learned, TransitionModel):
+            self._families.put(key[1:], learned)
+        else:
+            self._put_durations(key[1:], learned)
 
     def _durations_of(self, record: WorkflowRecord) -> FamilyDurations:
         key = _durations_key(record.namespace, record.client_id, record.name or "")
         durations = self._durations.get(key)
         if durations is None:
-            durations = self._durations[key] = FamilyDurations()
-            if len(self._durations) > MAX_FAMILIES:
-                self._durations.popitem(last=False)
+            durations = FamilyDurations()
+            self._put_durations(key, durations)
         self._durations.move_to_end(key)
         return durations
+
+    def _put_durations(self, key: FamilyKey, durations: FamilyDurations) -> None:
+        self._durations[key] = durations
+        if len(self._durations) > MAX_FAMILIES:
+            self._durations.popitem(last=False)
 
 
 def expected_times(state: WorkflowState, times: StepTimes, now_s: float) -> ExpectedTimes | None:

@@ -14,8 +14,10 @@ from kvflow.protocol import (
     LearnedList,
     LearnedSummary,
 )
+from kvflow.server.finishing import finished
 from kvflow.server.identity import RequestIdentity, check_client_id
 from kvflow.server.learned.orders import LearnedOrders
+from kvflow.server.learned.persistence import LearnedPersistence
 from kvflow.server.openapi import problems
 
 __all__ = ["learned_routes"]
@@ -25,7 +27,7 @@ ClientId = Annotated[
 ]
 
 
-def learned_routes(orders: LearnedOrders) -> APIRouter:
+def learned_routes(orders: LearnedOrders, persistence: LearnedPersistence) -> APIRouter:
     """Each shows the namespace of whoever asks."""
     router = APIRouter(prefix="/v1/learned", tags=["learned"])
 
@@ -63,13 +65,14 @@ def learned_routes(orders: LearnedOrders) -> APIRouter:
         )
 
     @router.delete(
-        "/{family:path}", status_code=204, response_model=None, responses=problems(404, 422)
+        "/{family:path}", status_code=204, response_model=None, responses=problems(404, 422, 503)
     )
     async def forget_learned(
         family: str, who: RequestIdentity, request: Request, client_id: ClientId = None
     ) -> None:
         """Forget what was learned of a family. Workflows under way go on with what they have."""
-        orders.forget(who.namespace, _client(request, who, client_id), family)
+        client = _client(request, who, client_id)
+        await finished(persistence.forget(who.namespace, client, family))
 
     return router
 

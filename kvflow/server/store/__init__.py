@@ -4,6 +4,8 @@ from kvflow.server.store.aside import LearnedAside
 from kvflow.server.store.base import (
     Change,
     ExpectedTimes,
+    LearnedKey,
+    LearnedKind,
     NoteKind,
     StoreConflictError,
     StoredState,
@@ -20,6 +22,8 @@ __all__ = [
     "Change",
     "ExpectedTimes",
     "LearnedAside",
+    "LearnedKey",
+    "LearnedKind",
     "MemoryStore",
     "NoteKind",
     "StoreConflictError",

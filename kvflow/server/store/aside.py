@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from kvflow.protocol import StepEvent
 from kvflow.server.store.base import (
     Change,
+    LearnedKey,
     NoteKind,
     StoredState,
     WorkflowKey,
@@ -95,6 +96,12 @@ class LearnedAside:
 
     async def notes(self, kind: NoteKind) -> dict[str, dict[str, object]]:
         return await self._store.notes(kind)
+
+    async def keep_learned(self, texts: Mapping[LearnedKey, str | None]) -> None:
+        await self._store.keep_learned(texts)
+
+    def learned(self) -> AsyncIterator[Sequence[tuple[LearnedKey, str]]]:
+        return self._store.learned()
 
     async def close(self) -> None:
         await self._store.close()

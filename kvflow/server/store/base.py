@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from kvflow.errors import KVFlowError
 from kvflow.graph import INFINITE_STEPS, AgentStepGraph, WorkflowState
@@ -15,6 +15,8 @@ from kvflow.protocol import StepEvent, WorkflowSteps
 __all__ = [
     "Change",
     "ExpectedTimes",
+    "LearnedKey",
+    "LearnedKind",
     "NoteKind",
     "StoreConflictError",
     "StoreFullError",
@@ -28,6 +30,19 @@ __all__ = [
 
 NoteKind = Literal["client", "engine"]
 """What the service remembers beside workflows: clients and engines, by their ids."""
+
+LearnedKind = Literal["order", "durations"]
+"""What is learned of a family of workflows: the order of its agents, and how long they take."""
+
+
+class LearnedKey(NamedTuple):
+    """What a store keeps something learned under."""
+
+    kind: LearnedKind
+    namespace: str
+    client_id: str
+    family: str
+
 
 WorkflowKey = tuple[str, str]
 """``(namespace, workflow_id)``: what a store keeps a workflow under."""
@@ -270,6 +285,15 @@ class WorkflowStore(Protocol):
 
     async def notes(self, kind: NoteKind) -> dict[str, dict[str, object]]:
         """What is remembered, by name."""
+
+    async def keep_learned(self, texts: Mapping[LearnedKey, str | None]) -> None:
+        """Keep these texts, each in the place of the one before; ``None``: forget it. One write,
+        however many they are. Where services share the store, the last one to write a key counts.
+        """
+
+    def learned(self) -> AsyncIterator[Sequence[tuple[LearnedKey, str]]]:
+        """All texts that are kept, some at a time; what is not even text is left out, as the log
+        says."""
 
     async def close(self) -> None:
         """Write what is under way and let go of everything. The last call."""

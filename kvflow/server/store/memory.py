@@ -10,6 +10,7 @@ from typing import Final
 from kvflow.protocol import StepEvent
 from kvflow.server.store.base import (
     Change,
+    LearnedKey,
     NoteKind,
     StoredState,
     StoreFullError,
@@ -38,6 +39,7 @@ class MemoryStore:
         self._records: dict[WorkflowKey, WorkflowRecord] = {}
         self._deadlines = Deadlines(self._expires_at_s)
         self._notes: dict[NoteKind, dict[str, dict[str, object]]] = {"client": {}, "engine": {}}
+        self._learned: dict[LearnedKey, str] = {}
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -100,6 +102,16 @@ class MemoryStore:
 
     async def notes(self, kind: NoteKind) -> dict[str, dict[str, object]]:
         return dict(self._notes[kind])
+
+    async def keep_learned(self, texts: Mapping[LearnedKey, str | None]) -> None:
+        for key, text in texts.items():
+            if text is None:
+                self._learned.pop(key, None)
+            else:
+                self._learned[key] = text
+
+    async def learned(self) -> AsyncIterator[Sequence[tuple[LearnedKey, str]]]:
+        yield list(self._learned.items())
 
     async def close(self) -> None: ...
 

@@ -17,6 +17,7 @@ from kvflow.graph import AgentStepGraph
 from kvflow.protocol import StepEvent
 from kvflow.server.store.base import (
     Change,
+    LearnedKey,
     NoteKind,
     StoredState,
     StoreFullError,
@@ -34,7 +35,7 @@ from kvflow.server.store.encoding import (
 from kvflow.server.store.sqlite_file import DatabaseFile
 from kvflow.server.store.sqlite_reader import Listed, Reader
 from kvflow.server.store.sqlite_writer import Writer
-from kvflow.server.store.sqlite_writes import Created, Deleted, Noted, Ticked, Updated
+from kvflow.server.store.sqlite_writes import Created, Deleted, Learned, Noted, Ticked, Updated
 
 __all__ = ["SQLiteStore"]
 
@@ -222,6 +223,15 @@ class SQLiteStore:
 
     async def notes(self, kind: NoteKind) -> dict[str, dict[str, object]]:
         return await self._reader.run(partial(self._reader.notes, kind))
+
+    async def keep_learned(self, texts: Mapping[LearnedKey, str | None]) -> None:
+        await self._writer.write(Learned(tuple(texts.items())))
+
+    async def learned(self) -> AsyncIterator[Sequence[tuple[LearnedKey, str]]]:
+        following: int | None = 0
+        while following is not None:
+            found, following = await self._reader.run(partial(self._reader.learned, following))
+            yield found
 
     async def close(self) -> None:
         await asyncio.to_thread(self._close)

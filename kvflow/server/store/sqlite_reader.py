@@ -14,7 +14,13 @@ from weakref import WeakValueDictionary
 
 from kvflow.errors import KVFlowError
 from kvflow.graph import AgentStepGraph
-from kvflow.server.store.base import StoredState, StoreUnavailableError, WorkflowKey, WorkflowRecord
+from kvflow.server.store.base import (
+    LearnedKey,
+    StoredState,
+    StoreUnavailableError,
+    WorkflowKey,
+    WorkflowRecord,
+)
 from kvflow.server.store.encoding import graph_from_text, replay, state_from_text
 from kvflow.server.store.sqlite_file import DatabaseFile, cause
 
@@ -127,6 +133,27 @@ class Reader:
     def notes(self, kind: str) -> dict[str, dict[str, object]]:
         rows = self._connection.execute("SELECT name, content FROM notes WHERE kind = ?", (kind,))
         return {name: json.loads(content) for name, content in rows}
+
+    def learned(self, after: int) -> tuple[list[tuple[LearnedKey, str]], int | None]:
+        """Some of what was learned, the one written longest ago first; and what to call this with
+        for more, ``None``: that was all."""
+        # As bytes, so that one that is no text does not keep the others from being read.
+        rows = self._connection.execute(
+            "SELECT id, CAST(kind AS BLOB), CAST(namespace AS BLOB), CAST(client_id AS BLOB), "
+            "CAST(family AS BLOB), CAST(content AS BLOB) "
+            "FROM learned WHERE id > ? ORDER BY id LIMIT ?",
+            (after, _LISTED_AT_ONCE),
+        ).fetchall()
+        found: list[tuple[LearnedKey, str]] = []
+        for row, kind, *rest in rows:
+            try:
+                namespace, client_id, family, content = (value.decode() for value in rest)
+                key = LearnedKey(kind.decode(), namespace, client_id, family)
+            except UnicodeDecodeError:
+                logger.warning("number %d of what was learned is no text; it is left out", row)
+                continue
+            found.append((key, content))
+        return found, rows[-1][0] if rows else None
 
     def _legible(self, row: int) -> Found | None:
         try:

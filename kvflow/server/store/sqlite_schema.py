@@ -51,6 +51,19 @@ _STEPS: Final = (
         "CREATE TABLE clock (only INTEGER PRIMARY KEY CHECK (only = 1), now_s REAL NOT NULL)",
         "INSERT INTO clock VALUES (1, 0)",
     ),
+    (
+        # What was learned of families of workflows. A row that is written again gets a new id, so
+        # they are in the order in which they were last written.
+        """CREATE TABLE learned (
+            id INTEGER PRIMARY KEY,
+            kind TEXT NOT NULL,
+            namespace TEXT NOT NULL,
+            client_id TEXT NOT NULL,
+            family TEXT NOT NULL,
+            content TEXT NOT NULL,
+            UNIQUE (kind, namespace, client_id, family)
+        )""",
+    ),
 )
 
 

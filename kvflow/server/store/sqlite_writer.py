@@ -19,6 +19,7 @@ from kvflow.server.store.sqlite_writes import (
     MAX_ROWS,
     Created,
     Deleted,
+    Learned,
     Noted,
     Ticked,
     Updated,
@@ -171,6 +172,8 @@ def _subject(write: Write) -> Hashable:
     match write:
         case Noted():
             return (write.kind, write.name)
+        case Learned():
+            return "learned"
         case Ticked():
             return "clock"
     return write.row
@@ -182,4 +185,6 @@ def _chars(write: Write) -> int:
             return len(write.graph) + len(write.steps)
         case Updated():
             return len(write.steps) + len(write.events or "") + len(write.state or "")
+        case Learned():
+            return sum(len(content or "") for _, content in write.texts)
     return 100

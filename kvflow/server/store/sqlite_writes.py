@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Created", "Deleted", "Noted", "Ticked", "Updated", "Write", "write_all"]
+from kvflow.server.store.base import LearnedKey
+
+__all__ = ["Created", "Deleted", "Learned", "Noted", "Ticked", "Updated", "Write", "write_all"]
 
 # For so many rows a statement is compiled; a batch takes the smallest that fits. Running one
 # statement takes Python's global lock once, not once a row, so a busy event loop does not keep the
@@ -59,13 +61,20 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """Something was learned or, without content, forgotten: ``(key, content)`` each."""
+
+    texts: tuple[tuple[LearnedKey, str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """The service's clock went on."""
 
     now_s: float
 
 
-Write = Created | Updated | Deleted | Noted | Ticked
+Write = Created | Updated | Deleted | Noted | Learned | Ticked
 
 
 def write_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
@@ -121,6 +130,15 @@ def write_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
             connection.execute(
                 "DELETE FROM notes WHERE kind = ? AND name = ?", (note.kind, note.name)
             )
+    learned = [text for write in writes if isinstance(write, Learned) for text in write.texts]
+    run(
+        "REPLACE INTO learned (kind, namespace, client_id, family, content) {rows}",
+        [(*key, content) for key, content in learned if content is not None],
+    )
+    run(
+        "DELETE FROM learned WHERE (kind, namespace, client_id, family) IN ({rows})",
+        [tuple(key) for key, content in learned if content is None],
+    )
     if ticks:
         connection.execute("UPDATE clock SET now_s = max(now_s, ?)", (max(ticks),))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from kvflow.graph import AgentStepGraph
 from kvflow.protocol import StepEvent
 from kvflow.server.store.base import (
     Change,
+    LearnedKey,
     NoteKind,
     StoreConflictError,
     StoredState,
@@ -45,6 +47,8 @@ _LISTED_AT_ONCE: Final = 500
 _TICK_S: Final = 1.0
 _AFTER_FAILURE_S: Final = 0.5
 _SEPARATOR: Final = "\0"
+
+logger = logging.getLogger("kvflow.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +251,30 @@ class ValkeyStore:
             found = await self._link.client.hgetall(f"kvflow:notes:{kind}")
         return {name: json.loads(content) for name, content in found.items()}
 
+    async def keep_learned(self, texts: Mapping[LearnedKey, str | None]) -> None:
+        kept = {json.dumps(key): text for key, text in texts.items() if text is not None}
+        forgotten = [json.dumps(key) for key, text in texts.items() if text is None]
+        with self._link.answering():
+            pipeline = self._link.client.pipeline(transaction=True)
+            if kept:
+                pipeline.hset("kvflow:learned", mapping=kept)
+            if forgotten:
+                pipeline.hdel("kvflow:learned", *forgotten)
+            await pipeline.execute()
+
+    async def learned(self) -> AsyncIterator[Sequence[tuple[LearnedKey, str]]]:
+        with self._link.answering():
+            names = await self._link.client.hkeys("kvflow:learned")
+        for start in range(0, len(names), _LISTED_AT_ONCE):
+            some = names[start : start + _LISTED_AT_ONCE]
+            with self._link.answering():
+                texts = await self._link.client.hmget("kvflow:learned", some)
+            yield [
+                (key, text)
+                for name, text in zip(some, texts, strict=True)
+                if text is not None and (key := _learned_key(name)) is not None
+            ]
+
     async def close(self) -> None:
         await self._link.close()
 
@@ -302,6 +330,14 @@ def _member(key: WorkflowKey) -> str:
 def _key(member: str) -> WorkflowKey:
     namespace, _, workflow_id = member.partition(_SEPARATOR)
     return (namespace, workflow_id)
+
+
+def _learned_key(name: str) -> LearnedKey | None:
+    try:
+        return LearnedKey(*json.loads(name))
+    except (ValueError, TypeError):
+        logger.warning("%.100r is no name of something learned; it is left out", name)
+        return None
 
 
 def _names(key: WorkflowKey) -> list[str]:

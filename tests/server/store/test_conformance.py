@@ -14,7 +14,13 @@ from kvflow.errors import KVFlowError
 from kvflow.graph import Agent, AgentStepGraph, Edge, WorkflowState
 from kvflow.graph.snapshot import state_values
 from kvflow.protocol import StepEvent, WorkflowSteps
-from kvflow.server.store import StoreFullError, WorkflowKey, WorkflowRecord, WorkflowStore
+from kvflow.server.store import (
+    LearnedKey,
+    StoreFullError,
+    WorkflowKey,
+    WorkflowRecord,
+    WorkflowStore,
+)
 from tests.server.store.servers import KINDS, opened, store_places
 from tests.server.workflow_bodies import record
 
@@ -175,6 +181,30 @@ async def test_notes(store: WorkflowStore) -> None:
     assert await store.notes("client") == {"e": {"c": "x"}}
 
 
+async def learned(store: WorkflowStore) -> dict[LearnedKey, str]:
+    return {key: text async for some in store.learned() for key, text in some}
+
+
+async def test_what_was_learned(store: WorkflowStore) -> None:
+    one = LearnedKey("order", "", "c", 'from:ä\0"a')
+    same_name = [
+        one._replace(kind="durations"),
+        one._replace(namespace="n"),
+        one._replace(family="f"),
+    ]
+    assert await learned(store) == {}
+    await store.keep_learned({one: "1", **dict.fromkeys(same_name, "2")})
+    assert await learned(store) == {one: "1", **dict.fromkeys(same_name, "2")}
+    await store.keep_learned({one: "3", same_name[0]: None, one._replace(family="never"): None})
+    assert await learned(store) == {one: "3", same_name[1]: "2", same_name[2]: "2"}
+
+    many = {one._replace(family=f"f{n}"): "x" * n for n in range(2500)}
+    await store.keep_learned(many)
+    assert (await learned(store)).items() >= many.items()
+    await store.keep_learned(dict.fromkeys(many))
+    assert len(await learned(store)) == 3
+
+
 async def test_its_clock_goes_on(store: WorkflowStore) -> None:
     before = store.now_s()
     await asyncio.sleep(0.02)
@@ -226,6 +256,8 @@ async def test_everything_is_there_after_a_restart(kind: str, tmp_path: Path) ->
         await store.delete(deleted)
         kept_before = [await store.get(key) for key in keys]
         now_s = store.now_s()
+        entry = LearnedKey("order", "n", "c", "family")
+        await store.keep_learned({entry: "text"})
         await store.close()
 
         store = opened(place)
@@ -239,6 +271,7 @@ async def test_everything_is_there_after_a_restart(kind: str, tmp_path: Path) ->
             else:
                 assert same(after, before)
                 assert told[key[1]].steps_json() == before.steps_json()
+        assert await learned(store) == {entry: "text"}
         assert await store.count() == 19
         assert len(await store.expired(1e9, 100)) == 19
         await store.insert(record("another"))
