@@ -35,9 +35,10 @@ from typing import Any, Final, Literal
 import uvloop
 
 from benchmarks.environment import write_result
-from benchmarks.service.process import ServiceProcess, cpu_s, serving
+from benchmarks.service.process import cpu_s, service_process
 from benchmarks.service.samples import Samples
 from benchmarks.service.wire import request
+from kvflow.demo.service import ServiceProcess
 from kvflow.engine import free_port
 
 __all__ = ["main"]
@@ -280,8 +281,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, fast_engine() as engine_port:
         log = Path(folder) / "service.log"
-        options = ["--engine-url", f"http://127.0.0.1:{engine_port}"]
-        with serving(options, log) as service:
+        engine_url = f"http://127.0.0.1:{engine_port}"
+        with service_process(log, "--engine-url", engine_url) as service:
             declare(service.port)
             ports: dict[Way, int] = {"engine": engine_port, "front_door": service.port}
             runs = uvloop.run(measured(ports, service, arguments.quick))

@@ -16,7 +16,7 @@ from typing import Final
 
 from benchmarks.environment import write_result
 from benchmarks.service.killing import Client, kill_once
-from benchmarks.service.served import Served
+from benchmarks.service.process import service_process
 
 __all__ = ["main"]
 
@@ -38,18 +38,14 @@ def main() -> None:
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "workflows.db"
-        served = Served(str(database), Path(folder) / "log")
-        served.start()
-        try:
+        with service_process(Path(folder) / "log", "--database", str(database)) as service:
             for kill in range(1, options.kills + 1):
-                outcome = kill_once(served, clients, rng.uniform(0.01, options.longest_s))
+                outcome = kill_once(service, clients, rng.uniform(0.01, options.longest_s))
                 restarts_s.append(outcome.ready_s)
                 in_flight += outcome.unanswered
                 if kill % 20 == 0:
                     print(f"{kill} kills, nothing lost", flush=True)
-        finally:
-            served.kill()
-        size = sum(one.stat().st_size for one in Path(folder).glob("workflows.db*"))
+            size = sum(one.stat().st_size for one in Path(folder).glob("workflows.db*"))
     write_result(
         options.output,
         {

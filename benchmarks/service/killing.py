@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx2
 
-from benchmarks.service.served import Served
+from kvflow.demo.service import ServiceProcess
 from kvflow.graph import INFINITE_STEPS, Agent, AgentStepGraph, Edge, WorkflowState
 from kvflow.protocol import Delta, Snapshot
 
@@ -136,32 +136,34 @@ class Killed:
     unanswered: int
 
 
-def kill_once(served: Served, clients: Sequence[Client], after_s: float) -> Killed:
+def kill_once(service: ServiceProcess, clients: Sequence[Client], after_s: float) -> Killed:
     """Load the service, kill it after ``after_s``, start it again and check everything.
 
     Raises:
         LostError: something acknowledged is gone.
     """
-    asyncio.run(_load_and_kill(served, clients, after_s))
+    asyncio.run(_load_and_kill(service, clients, after_s))
     unanswered = sum(client.unsure for client in clients)
-    ready_s = served.start()
-    with httpx2.Client(base_url=served.url, timeout=_TIMEOUT_S) as http:
+    ready_s = service.start()
+    with httpx2.Client(base_url=service.url, timeout=_TIMEOUT_S) as http:
         told = _told(http)
         for client in clients:
             client.check(http, told)
     return Killed(ready_s, unanswered)
 
 
-async def _load_and_kill(served: Served, clients: Sequence[Client], after_s: float) -> None:
+async def _load_and_kill(
+    service: ServiceProcess, clients: Sequence[Client], after_s: float
+) -> None:
     limits = httpx2.Limits(max_connections=len(clients))
     async with (
-        httpx2.AsyncClient(base_url=served.url, timeout=_TIMEOUT_S, limits=limits) as http,
+        httpx2.AsyncClient(base_url=service.url, timeout=_TIMEOUT_S, limits=limits) as http,
         asyncio.TaskGroup() as tasks,
     ):
         for client in clients:
             tasks.create_task(client.work(http))
         await asyncio.sleep(after_s)
-        served.kill()
+        service.kill()
 
 
 def _view(answer: httpx2.Response) -> dict[str, Any] | None:

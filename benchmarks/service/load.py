@@ -33,9 +33,10 @@ import uvloop
 from benchmarks.environment import write_result
 from benchmarks.service.arrivals import Ask, Outcome, at_rate, connections, flat_out
 from benchmarks.service.effects import Effects
-from benchmarks.service.process import ServiceProcess, cpu_s, serving
+from benchmarks.service.process import cpu_s, service_process
 from benchmarks.service.ring import Ring, create_all, delete_all
 from benchmarks.service.wire import Connection
+from kvflow.demo.service import ServiceProcess
 
 __all__ = ["Plan", "main", "measured"]
 
@@ -83,7 +84,8 @@ def measured(plan: Plan, stores: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="kvflow-load-") as folder:
         for store in stores:
             database = "none" if store == "memory" else str(Path(folder) / "load.sqlite")
-            with serving(["--database", database], Path(folder) / f"{store}.log") as service:
+            log = Path(folder) / f"{store}.log"
+            with service_process(log, "--database", database) as service:
                 runs = uvloop.run(_arm(plan, service))
             arms.append({"store": store, "runs": runs})
             print(flush=True)

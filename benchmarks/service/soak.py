@@ -22,9 +22,10 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks.environment import write_result
-from benchmarks.service.process import ServiceProcess, resident_bytes, serving
+from benchmarks.service.process import resident_bytes, service_process
 from benchmarks.service.ring import Ring
 from benchmarks.service.wire import Connection, StreamReader, request
+from kvflow.demo.service import ServiceProcess
 
 __all__ = ["main"]
 
@@ -166,7 +167,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvflow-soak-") as folder:
         database = str(Path(folder) / "soak.sqlite")
-        with serving(["--database", database], Path(folder) / "service.log") as service:
+        log = Path(folder) / "service.log"
+        with service_process(log, "--database", database) as service:
             measured = uvloop.run(_soak(service, arguments))
     settings = {
         name: getattr(arguments, name) for name in ("minutes", "per_s", "engines", "readers")

@@ -25,7 +25,7 @@ from typing import Any, Final
 import httpx2
 
 from benchmarks.environment import write_result
-from benchmarks.service.served import Served
+from benchmarks.service.process import service_process
 from kvflow.graph import Agent, AgentStepGraph, Edge, WorkflowState
 from kvflow.protocol import StepEvent
 from kvflow.server.store import WorkflowRecord
@@ -117,16 +117,18 @@ def measure(workflows: int, agents: int, graphs: int, events: int, repeats: int)
         filled_s = time.perf_counter() - began_s
         size = sum(one.stat().st_size for one in Path(folder).iterdir())
         ready_s, told_s, rss = [], [], []
-        served = Served(str(path), Path(folder) / "log")
+        service = service_process(Path(folder) / "log", "--database", str(path))
         for _ in range(repeats):
-            ready_s.append(served.start())
-            rss.append(_rss_bytes(served.pid))
-            began_s = time.perf_counter()
-            told = _told(served.url)
-            told_s.append(time.perf_counter() - began_s)
+            ready_s.append(service.start())
+            try:
+                rss.append(_rss_bytes(service.pid))
+                began_s = time.perf_counter()
+                told = _told(service.url)
+                told_s.append(time.perf_counter() - began_s)
+            finally:
+                service.kill()
             if told != workflows:
                 raise RuntimeError(f"an engine was told of {told} workflows, not of {workflows}")
-            served.kill()
     return {
         "workflows": workflows,
         "agents": agents,

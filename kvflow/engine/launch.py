@@ -1,25 +1,13 @@
-"""Start SGLang: in place of this process, or beside it."""
+"""The command that starts SGLang on this machine, and SGLang in place of this process."""
 
 from __future__ import annotations
 
 import os
-import re
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Final, NoReturn, Self
-
-import httpx2
+from types import MappingProxyType
+from typing import Final, NoReturn
 
 from kvflow.engine.command import EngineCommand, build_command
 from kvflow.engine.device import choose_device, torch_is_cpu_build, visible_gpus
@@ -29,32 +17,9 @@ from kvflow.engine.options import EngineOptions
 from kvflow.engine.paths import cache_dir, make_run_dir, remove_stale_run_dirs
 from kvflow.errors import EnvironmentProblemError
 
-__all__ = ["EngineProcess", "exec_engine", "free_port", "prepare"]
+__all__ = ["exec_engine", "prepare"]
 
 _PLUGIN_GROUP: Final = "sglang.srt.plugins"
-_LOG_TAIL_LINES: Final = 30
-_STOP_GRACE_S: Final = 10.0
-_ORPHAN_GRACE_S: Final = 1.0
-# Runs between fork and SGLang: the engine gets its interrupt signal back if this process ignores
-# it (as the background jobs of a script do), and is interrupted if this process is killed.
-_TIE: Final = """
-import ctypes, os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-parent = int(sys.argv[1])
-if parent:
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGINT))
-    if os.getppid() != parent:
-        sys.exit("the process that starts the engine is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-# Below it the kernel gives no port to an outgoing connection or to a listener that asks for any.
-# SGLang looks for ports of its own from 22,000 on (0.5.23: srt/utils/network.py).
-_EPHEMERAL_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_PORTS: Final = (10_000, 22_000)
-_PORT_TRIES: Final = 100
-_PORT_TAKEN: Final = re.compile(r"address already in use", re.IGNORECASE)
-_NOISE: Final = re.compile(r"^\s*(warnings\.warn|\^+\s*$)")
 
 
 def prepare(
@@ -99,195 +64,6 @@ def exec_engine(command: EngineCommand) -> NoReturn:
     os.execvpe(command.argv[0], list(command.argv), env)  # noqa: S606 - no shell is the point
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on just now, and that is likely to stay free.
-
-    An engine listens only after it has loaded its model.  A port out of the kernel's ephemeral
-    range could be given to any connection meanwhile, so one below that range is drawn, where there
-    is room below it.
-    """
-    ports = range(_PORTS[0], min(_PORTS[1], _first_ephemeral_port()))
-    for _ in range(_PORT_TRIES if ports else 0):
-        port = secrets.choice(ports)
-        if _can_listen(host, port):
-            return port
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        chosen: int = probe.getsockname()[1]
-        return chosen
-
-
-class EngineProcess:
-    """An engine that runs beside this process, in a process group of its own.
-
-    As a context manager it is up, and has answered a one-token request, when the block is entered;
-    its whole process group is gone when the block is left.  It also ends when this process is
-    killed, if the main thread started it.  Not thread-safe.
-
-    Args:
-        log_path: where its output goes; by default a file in the cache folder.
-        start_timeout_s: how long it may take to answer, 20 to 40 s being usual for a small model.
-    """
-
-    def __init__(
-        self, command: EngineCommand, *, log_path: Path | None = None, start_timeout_s: float = 300
-    ) -> None:
-        self.command = command
-        self.log_path = log_path or cache_dir() / "logs" / f"engine-{command.port}.log"
-        self.start_timeout_s = start_timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._run_dir: Path | None = None
-
-    @property
-    def base_url(self) -> str:
-        """The engine's address without a trailing slash."""
-        return f"http://{_reachable(self.command.host)}:{self.command.port}"
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the engine's launcher and id of its group; None when it is not running."""
-        return self._process.pid if self._process else None
-
-    def is_running(self) -> bool:
-        """Whether the engine was started and its launcher has not ended."""
-        return self._process is not None and self._process.poll() is None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start the engine and wait until it answers.
-
-        Raises:
-            EnvironmentProblemError: the port is taken, the engine ended, or it did not answer in
-                time; with the last lines of its log.  Nothing is left running then.
-        """
-        if self._process is not None:
-            raise RuntimeError("this engine was started already; stop it first")
-        self._refuse_taken_port()
-        remove_stale_run_dirs()
-        self._run_dir = make_run_dir()
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - argv is built by build_command
-                (sys.executable, "-c", _TIE, self._parent(), *self.command.argv),
-                env={**self.command.env, "TMPDIR": str(self._run_dir)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            self._wait_until_it_answers(self._process)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """End the whole process group: politely, after 10 s by force.  Safe to call twice.
-
-        Requests in flight are dropped.  An interrupt to the launcher alone is what SGLang reacts
-        to at once; at a SIGTERM it drains for about ten seconds, and when its children get the
-        signal too it takes their end for a crash.
-        """
-        process, self._process = self._process, None
-        if process is not None:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            _wait_until_ended(process)
-            _signal_group(process.pid, signal.SIGKILL)
-            process.wait()
-        run_dir, self._run_dir = self._run_dir, None
-        if run_dir is not None:
-            shutil.rmtree(run_dir, ignore_errors=True)
-
-    def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
-        """The last lines of the engine's output."""
-        try:
-            text = self.log_path.read_text(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(line for line in text.splitlines()[-lines:] if not _NOISE.match(line))
-
-    @staticmethod
-    def _parent() -> str:
-        # The kernel means the thread that starts a process when it says parent.
-        main = threading.current_thread() is threading.main_thread()
-        return str(os.getpid() if main else 0)
-
-    def _refuse_taken_port(self) -> None:
-        host, port = _reachable(self.command.host), self.command.port
-        try:
-            socket.create_connection((host.strip("[]"), port), timeout=2).close()
-        except OSError:
-            return
-        raise EnvironmentProblemError(
-            f"something is listening on {host}:{port} already",
-            "stop it (perhaps an engine of an earlier run), or choose another port with --port",
-        )
-
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.start_timeout_s
-        with httpx2.Client(base_url=self.base_url, timeout=30, trust_env=False) as client:
-            while time.monotonic() < deadline:
-                status = process.poll()
-                if status is not None:
-                    raise self._ended_while_starting(status)
-                try:
-                    if client.get("/health").status_code == httpx2.codes.OK:
-                        return
-                except httpx2.TransportError:
-                    pass
-                time.sleep(0.5)
-        raise EnvironmentProblemError(
-            f"the engine did not answer within {self.start_timeout_s:.0f} s; "
-            f"its last lines:\n{self.log_tail()}",
-            f"read {self.log_path}; a slow machine may need a longer start timeout",
-        )
-
-    def _ended_while_starting(self, status: int) -> EnvironmentProblemError:
-        if _PORT_TAKEN.search(self.log_path.read_text(errors="replace")):
-            return EnvironmentProblemError(
-                f"another program took port {self.command.port} while the engine was starting",
-                "start the engine again, or choose another port with --port; "
-                f"its output is in {self.log_path}",
-            )
-        return EnvironmentProblemError(
-            f"the engine ended while starting (exit status {status}); "
-            f"its last lines:\n{self.log_tail()}",
-            f"read {self.log_path}; `kvflow doctor` checks this machine",
-        )
-
-
-def _first_ephemeral_port() -> int:
-    try:
-        return int(_EPHEMERAL_RANGE.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _can_listen(host: str, port: int) -> bool:
-    with socket.socket(_family(host)) as probe:
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
-
-
 def _with_cache_folders(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Send what SGLang and Triton compile to KVFlow's cache folder, unless the user chose one."""
     cache = cache_dir(environ)
@@ -298,31 +74,3 @@ def _with_cache_folders(environ: Mapping[str, str]) -> Mapping[str, str]:
             **environ,
         }
     )
-
-
-def _reachable(host: str) -> str:
-    if host in {"0.0.0.0", "::"}:
-        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
-    return f"[{host}]" if ":" in host else host
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return
-
-
-def _wait_until_ended(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the launcher, which ends its children itself, then briefly for those it forgot."""
-    try:
-        process.wait(_STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
-        return
-    deadline = time.monotonic() + _ORPHAN_GRACE_S
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvflow.agent_sdk import KVFlowClient, Workflow
 from kvflow.agent_sdk.reporter import Reporter
 from kvflow.agent_sdk.settings import ClientSettings
+from kvflow.demo.service import ServiceProcess
 
 RETRY_S = 0.05
 
@@ -62,60 +61,19 @@ def running_reporter(url: str, *, timeout_s: float = 10) -> Iterator[Reporter]:
 
 
 @contextlib.contextmanager
-def running_service(**settings: object) -> Iterator[str]:
-    from kvflow.server.app import build_service
-    from kvflow.server.run import ServiceServer, listen
+def running_service(**settings: Any) -> Iterator[str]:
     from kvflow.server.settings import ServiceSettings
+    from tests.server import running
 
-    service_settings = ServiceSettings(port=0, log_level="error", **settings)
-    sockets = listen(service_settings.host, 0)
-    server = ServiceServer(build_service(service_settings), service_settings)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-class ServiceProcess:
-    """``kvflow.server`` as a process on a port of its own, to be killed and started again."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import sys; from kvflow.server.run import run; "
-                "from kvflow.server.settings import ServiceSettings; "
-                "run(ServiceSettings(port=int(sys.argv[1]), log_level='warning'))",
-                str(self.port),
-            ]
-        )
-        with KVFlowClient(self.url) as client:
-            wait_until(lambda: _is_ready(client))
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+    with running.running_service(ServiceSettings(log_level="error", **settings)) as service:
+        yield service.url
 
 
 @pytest.fixture
-def service_process() -> Iterator[ServiceProcess]:
-    process = ServiceProcess()
-    process.start()
-    yield process
-    process.kill()
+def service_process(tmp_path: Path) -> Iterator[ServiceProcess]:
+    """A service to be killed and started again; it forgets all when it goes."""
+    with ServiceProcess(tmp_path / "service.log") as process:
+        yield process
 
 
 def wait_until(condition, timeout_s: float = 60) -> None:
@@ -123,15 +81,6 @@ def wait_until(condition, timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def _is_ready(client: KVFlowClient) -> bool:
-    from kvflow.errors import ServiceUnreachableError
-
-    try:
-        return client.ready()
-    except ServiceUnreachableError:
-        return False
 
 
 def refused_url() -> str:

@@ -14,6 +14,8 @@ WORDS = ["Hello", " from", " the", " engine"]
 
 class RecordingEngine(ThreadingHTTPServer):
     daemon_threads = False
+    # With the usual five, a connection more is made only when the client asks again a second later.
+    request_queue_size = 64
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,11 @@ from kvflow.agent_sdk import KVFlowClient, Workflow
 from kvflow.agent_sdk.ledger import Event, Ledger
 from kvflow.agent_sdk.reporter import Reporter, reporter_for
 from kvflow.agent_sdk.settings import ClientSettings
+from kvflow.demo.service import ServiceProcess
 from kvflow.errors import ServiceError, ServiceUnreachableError
 from kvflow.graph import WorkflowState
 from kvflow.protocol import AgentSpec, WorkflowSpec
 from tests.agent_sdk.conftest import (
-    ServiceProcess,
     refused_url,
     running_reporter,
     running_service,
@@ -121,8 +122,10 @@ def test_the_service_is_killed_and_comes_back(
     assert "answers again" in caplog.text
 
 
-def test_it_need_not_be_there_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    process = ServiceProcess()
+def test_it_need_not_be_there_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = ServiceProcess(tmp_path / "service.log")
     with running_reporter(process.url) as reporter:
         workflow, (planner, *_) = loop_of_three(reporter)
         with workflow.run() as run:

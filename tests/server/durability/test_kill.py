@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.service.killing import Client, LostError, kill_once
-from benchmarks.service.served import SERVE, Served
+from kvflow.demo.service import SERVE, ServiceProcess
 
 KILLS = 200 if os.environ.get("KVFLOW_SOAK") == "1" else 5
 CLIENTS = 8
@@ -22,27 +22,26 @@ def clients(rng: random.Random) -> list[Client]:
 
 
 @pytest.fixture
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
-    served = Served(str(tmp_path / "workflows.db"), tmp_path / "log", request.param)
-    served.start()
-    yield served
-    served.kill()
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServiceProcess]:
+    database = str(tmp_path / "workflows.db")
+    with ServiceProcess(tmp_path / "log", "--database", database, command=request.param) as service:
+        yield service
 
 
 @pytest.mark.timeout(60 + 10 * KILLS)
-@pytest.mark.parametrize("served", [SERVE], indirect=True)
-def test_nothing_acknowledged_is_lost(served: Served) -> None:
+@pytest.mark.parametrize("service", [SERVE], indirect=True)
+def test_nothing_acknowledged_is_lost(service: ServiceProcess) -> None:
     rng = random.Random(20261124)
     everyone = clients(rng)
     for _ in range(KILLS):
-        kill_once(served, everyone, rng.uniform(0.02, 0.4))
+        kill_once(service, everyone, rng.uniform(0.02, 0.4))
     assert min(one.acknowledged for one in everyone) > 0
 
 
 HASTY = (sys.executable, "-m", "tests.server.durability.hasty_serve")
 
 
-@pytest.mark.parametrize("served", [HASTY], indirect=True)
-def test_a_service_that_acknowledges_too_early_is_found_out(served: Served) -> None:
+@pytest.mark.parametrize("service", [HASTY], indirect=True)
+def test_a_service_that_acknowledges_too_early_is_found_out(service: ServiceProcess) -> None:
     with pytest.raises(LostError, match="acknowledged"):
-        kill_once(served, clients(random.Random(1)), 1.0)
+        kill_once(service, clients(random.Random(1)), 1.0)
