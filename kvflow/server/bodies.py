@@ -8,7 +8,10 @@ from pydantic import Discriminator, Field, Tag
 
 from kvflow.protocol import LearnedWorkflowSpec, StepEvent, WorkflowSpec
 
-__all__ = ["BODY_TAGS", "EventsBody", "WorkflowBody"]
+__all__ = ["BODY_TAGS", "MAX_EVENTS", "EventsBody", "WorkflowBody"]
+
+MAX_EVENTS: Final = 10_000
+"""In one request."""
 
 # Pydantic puts the tag of the alternative it took into an error's location. No field has such a
 # name, so they can be told from fields.
@@ -36,7 +39,7 @@ WorkflowBody = Annotated[
 
 EventsBody = Annotated[
     Annotated[StepEvent, Tag(_ONE)]
-    | Annotated[list[StepEvent], Field(min_length=1, max_length=10_000), Tag(_LIST)],
+    | Annotated[list[StepEvent], Field(min_length=1, max_length=MAX_EVENTS), Tag(_LIST)],
     Discriminator(_one_or_list),
 ]
 """One event or a list. Chosen by its form, so that errors are about that form only."""

@@ -23,6 +23,7 @@ from kvflow.server.bodies import EventsBody, WorkflowBody
 from kvflow.server.engine_reports import EngineReports
 from kvflow.server.identity import RequestIdentity, check_client_id
 from kvflow.server.limits import Limits
+from kvflow.server.long_bodies import LongBodyRoute
 from kvflow.server.openapi import EVENT_STREAM_DOC, problems
 from kvflow.server.report_views import engine_summary
 from kvflow.server.sse import EngineStreamResponse
@@ -38,7 +39,7 @@ _PAGE: Final = r"^([A-Za-z0-9][A-Za-z0-9._:@-]*)?/?[A-Za-z0-9][A-Za-z0-9._:@-]*$
 
 def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Limits) -> APIRouter:
     """``/v1/workflows`` and below. Each acts in the namespace of whoever asks."""
-    router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
+    router = APIRouter(prefix="/v1/workflows", tags=["workflows"], route_class=LongBodyRoute)
 
     @router.post(
         "",

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from kvflow.errors import KVFlowError, QuotaError, WorkflowConflictError, WorkflowNotFoundError
-from kvflow.graph import AgentStepGraph, EventOutcome, GraphPool, WorkflowState
+from kvflow.errors import QuotaError, WorkflowConflictError, WorkflowNotFoundError
+from kvflow.graph import AgentStepGraph, GraphPool, WorkflowState
 from kvflow.graph_specs import agents_from, edges_from
 from kvflow.protocol import LearnedWorkflowSpec, StepEvent, WorkflowSpec
+from kvflow.server.applying import EventRefusedError, apply_all, count_outcomes, take_times
 from kvflow.server.event_bus import EventBus
 from kvflow.server.finishing import finished
-from kvflow.server.learned.orders import LearnedOrders, Sources, expected_times
+from kvflow.server.learned.orders import LearnedOrders, expected_times
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import Recorder
 from kvflow.server.store import (
@@ -38,26 +39,10 @@ __all__ = ["EventRefusedError", "EventsApplied", "Workflows"]
 # Above this size, building and checking a graph takes milliseconds and moves to a thread.
 _LARGE_GRAPH: Final = 2_000
 _SWEEP_BATCH: Final = 256
-# Some milliseconds.
-_EVENTS_AT_ONCE: Final = 500
 _CONFLICTS: Final = 200
 _CONFLICT_PAUSE_S: Final = 0.01
 
 T = TypeVar("T")
-
-
-class EventRefusedError(KVFlowError):
-    """One event of a request cannot be applied, so none was.
-
-    Attributes:
-        index: which event, counted from 0.
-        cause: what is wrong with it.
-    """
-
-    def __init__(self, index: int, cause: KVFlowError) -> None:
-        self.index = index
-        self.cause = cause
-        super().__init__(f"event {index}: {cause}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +241,10 @@ class Workflows:
             started_s = time.perf_counter()
             now_s = self._clock()
             state = self._orders.state(record, events) or record.state.copy()
-            outcomes, sources = await _apply_all(state, events)
+            outcomes, sources = await apply_all(state, events)
             state.step_values()  # computed here and kept by the state, for all who ask later
-            times = self._orders.times(record, events, sources, now_s)
+            times = self._orders.times(record)
+            await take_times(times, events, sources, now_s)
             updated = replace(
                 record,
                 state=state,
@@ -276,18 +262,17 @@ class Workflows:
             if new and not updated.learned:
                 self._recorder.applied(updated.recorded_id, new)
             publish_steps(self._bus, updated, events, outcomes)
-        counts = Counter(
-            (event.type, _outcome_name(outcome))
-            for event, outcome in zip(events, outcomes, strict=True)
-        )
+        counts = count_outcomes(events, outcomes)
         for names, count in counts.items():
             self._metrics.events.labels(*names).inc(count)
-        duplicates = sum(outcome.duplicate for outcome in outcomes)
+        by_outcome = Counter[str]()
+        for (_, outcome), count in counts.items():
+            by_outcome[outcome] += count
         return EventsApplied(
             record=updated,
-            applied=len(outcomes) - duplicates,
-            duplicates=duplicates,
-            mispredictions=sum(outcome.misprediction for outcome in outcomes),
+            applied=by_outcome["applied"] + by_outcome["misprediction"],
+            duplicates=by_outcome["duplicate"],
+            mispredictions=by_outcome["misprediction"],
         )
 
     async def sweep(self) -> int:
@@ -401,31 +386,6 @@ class Workflows:
         if len(agents) + len(edges) > _LARGE_GRAPH:
             return await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
         return self._graphs.graph(agents, edges, spec.entry)
-
-
-async def _apply_all(
-    state: WorkflowState, events: Sequence[StepEvent]
-) -> tuple[list[EventOutcome], list[Sources]]:
-    """Others get their turn meanwhile; nobody else knows this state."""
-    outcomes, sources = list[EventOutcome](), list[Sources]()
-    for index, event in enumerate(events):
-        if index % _EVENTS_AT_ONCE == _EVENTS_AT_ONCE - 1:
-            await asyncio.sleep(0)
-        starts = event.type == "step_started"
-        change = state.start if starts else state.finish
-        try:
-            before = state.predecessors(event.agent_id) if starts else ()
-            outcomes.append(change(event.agent_id, event.step_id))
-        except KVFlowError as error:
-            raise EventRefusedError(index, error) from error
-        sources.append(None if outcomes[-1].duplicate else before)
-    return outcomes, sources
-
-
-def _outcome_name(outcome: EventOutcome) -> str:
-    if outcome.duplicate:
-        return "duplicate"
-    return "misprediction" if outcome.misprediction else "applied"
 
 
 def _differing(existing: WorkflowRecord, fresh: WorkflowRecord) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from kvflow.errors import InvalidInputError
 from kvflow.protocol import Identifier, StepEvent, WorkflowSpec
 from kvflow.server.bodies import EventsBody
+from kvflow.server.long_bodies import checked_events, checked_graph
 
 __all__ = ["Envelope", "MalformedPayloadError", "read_envelope", "read_events", "read_spec"]
 
@@ -56,7 +57,7 @@ def read_envelope(payload: bytes) -> Envelope:
     return Envelope(body, message_id)
 
 
-def read_events(body: Any) -> tuple[Sequence[StepEvent], bool]:
+async def read_events(body: Any) -> tuple[Sequence[StepEvent], bool]:
     """The events, and whether they were a list: ``{"events": [...]}`` is the same as ``[...]``.
 
     Raises:
@@ -64,11 +65,12 @@ def read_events(body: Any) -> tuple[Sequence[StepEvent], bool]:
     """
     if isinstance(body, dict) and set(body) == {"events"}:
         body = body["events"]
+    await checked_events(body)
     read = _EVENTS.validate_python(body)
     return (read, True) if isinstance(read, list) else ([read], False)
 
 
-def read_spec(body: Any, client_id: str, workflow_id: str) -> WorkflowSpec:
+async def read_spec(body: Any, client_id: str, workflow_id: str) -> WorkflowSpec:
     """The workflow; its ids are those of the topic, and need not be said again.
 
     Raises:
@@ -83,4 +85,5 @@ def read_spec(body: Any, client_id: str, workflow_id: str) -> WorkflowSpec:
                     [name], f"is {body[name]!r}, but the topic says {value!r}; leave it out"
                 )
         body = {**body, **ids}
+    await checked_graph(body)
     return WorkflowSpec.model_validate(body)

@@ -215,14 +215,14 @@ class Inbound:
         who = self._identity_of(address.client_id)
         namespace = who.namespace
         if address.command == "create":
-            spec = read_spec(body, address.client_id, address.workflow_id)
+            spec = await read_spec(body, address.client_id, address.workflow_id)
             await self._workflows.create(
                 spec, namespace=namespace, most=self._limits.max_workflows(who)
             )
         elif address.command == "close":
             await self._close(address, namespace, body)
         else:
-            events, is_list = read_events(body)
+            events, is_list = await read_events(body)
             await self._check_owner(address, namespace)
             self._limits.events(who, len(events))
             try:
