@@ -85,6 +85,7 @@ TokenCount = Annotated[int, Field(ge=0, le=10_000_000)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_TTL_S, allow_inf_nan=False)]
 SecondsMap = dict[str, Annotated[float, Field(ge=0)] | None]
 StepsMap = dict[str, Annotated[int, Field(ge=0)] | None]
+ChoicesMap = dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]]
 
 
 def _is_unset(value: object) -> bool:
@@ -357,6 +358,12 @@ class WorkflowSteps(_Lenient):
         exclude_if=_is_unset,
         description="Seconds until each agent is expected to run, when this was sent; null for one "
         "that cannot. Absent if no durations are known.",
+    )
+    choice_probabilities: ChoicesMap | None = Field(
+        default=None,
+        exclude_if=_is_unset,
+        description="Of agents that run or whose choice has yet to be made, and that have declared "
+        "probabilities: how likely each agent follows. Absent if there are none.",
     )
 
 

@@ -129,6 +129,25 @@ class WorkflowState:
         edges = adjacency.in_edges[self._position(agent_id)]
         return tuple(agent_ids[adjacency.source[edge]] for edge in edges)
 
+    def open_choices(self) -> dict[str, dict[str, float]]:
+        """Return how likely each agent follows those whose choice is to come, where declared.
+
+        By source and target, for sources that run, or have finished and one of whose choice edges
+        is still marked. Without edges that are used up. Nothing that was learned is in it. O(edges
+        of sources with a declaration).
+        """
+        marking, edges = self._marking, self._graph.edges
+        return {
+            source: {
+                edges[edge].target: share
+                for edge, share in shares.items()
+                if edge not in marking.used_up
+            }
+            for source, shares in self._graph.declared_shares.items()
+            if self._position(source) in self._runs.by_agent
+            or any(edges[e].kind == "choice" and e in marking.by_edge for e in shares)
+        }
+
     def expected_times(self, times: StepTimes, now_s: float) -> tuple[float, ...] | None:
         """In how many seconds each agent can run, in the order of ``graph.agent_ids``.
 

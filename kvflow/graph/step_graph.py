@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvflow.graph.adjacency import Adjacency
 from kvflow.graph.base import Agent, Edge
+from kvflow.graph.choices import declared_shares
 from kvflow.graph.validation import check_agents_can_run, check_declaration
 
 __all__ = ["AgentStepGraph"]
@@ -30,6 +31,7 @@ class AgentStepGraph:
         "_adjacency",
         "_agent_ids",
         "_agents",
+        "_declared_shares",
         "_edges",
         "_entry",
         "_entry_positions",
@@ -64,6 +66,7 @@ class AgentStepGraph:
         self._agent_ids = tuple(agent.agent_id for agent in self._agents)
         self._adjacency = Adjacency.build(self._agents, self._edges)
         self._entry_positions = frozenset(self._adjacency.position[a] for a in self._entry)
+        self._declared_shares = declared_shares(self._edges)
 
     @property
     def agents(self) -> tuple[Agent, ...]:
@@ -87,6 +90,11 @@ class AgentStepGraph:
     def adjacency(self) -> Adjacency:
         """The compiled form, for use inside kvflow.graph."""
         return self._adjacency
+
+    @property
+    def declared_shares(self) -> Mapping[str, Mapping[int, float]]:
+        """See ``kvflow.graph.choices``."""
+        return self._declared_shares
 
     @property
     def entry_positions(self) -> frozenset[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 __all__ = ["TransitionCounts"]
@@ -11,7 +12,11 @@ __all__ = ["TransitionCounts"]
 MAX_SOURCES: Final = 65_536
 MAX_SUCCESSORS: Final = 64
 """Remembered per agent: ids made up per workflow must not pile up."""
+DECLARED_WEIGHT: Final = 10
+"""A declared probability counts like so many observed transitions: it decides while little was
+observed, and is outweighed after some tens."""
 
+_NONE: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType({})
 _Key = tuple[str, str]
 """``(client_id, workflow_id)``"""
 
@@ -47,24 +52,47 @@ class TransitionCounts:
         if len(self._successors) > MAX_SOURCES:
             self._successors.popitem(last=False)
 
-    def probability(self, client_id: str, running: Iterable[str], agent_id: str) -> float:
-        """Estimate how likely ``agent_id`` is the next to start while ``running`` run.
+    def probability(
+        self,
+        client_id: str,
+        sources: Iterable[str],
+        agent_id: str,
+        declared: Mapping[str, Mapping[str, float]] = _NONE,
+    ) -> float:
+        """Estimate how likely ``agent_id`` is the next to start after ``sources``.
 
-        The maximum over the running agents of the share of their followers that it was, with
+        The maximum over them of the share of their followers that it was: with the declared
+        probability counted as DECLARED_WEIGHT observations where the source has one, else with
         add-one smoothing over the followers known and itself.
 
+        Args:
+            client_id: whose agents.
+            sources: agents that run, or whose choice is to be made.
+            agent_id: the agent in question.
+            declared: by source, how likely each agent follows it; those absent do not.
+
         Returns:
-            In (0, 1]. 1.0 where nothing is known: if nothing runs, or if nothing has yet followed
-            some agent that does. O(running * MAX_SUCCESSORS).
+            In [0, 1]. 1.0 where nothing is known: if there are no sources, or if nothing was
+            declared of one and nothing has followed it yet. O(sources * MAX_SUCCESSORS).
         """
-        return max((self._share((client_id, source), agent_id) for source in running), default=1.0)
+        return max(
+            (self._share((client_id, one), agent_id, declared.get(one)) for one in sources),
+            default=1.0,
+        )
 
     def forget(self, key: _Key) -> None:
         """The workflow ended. What it taught stays."""
         self._last_started.pop(key, None)
 
-    def _share(self, source: tuple[str, str], agent_id: str) -> float:
+    def _share(
+        self, source: tuple[str, str], agent_id: str, declared: Mapping[str, float] | None
+    ) -> float:
         counts = self._successors.get(source)
+        if declared is not None:
+            known = {} if counts is None else counts
+            observed, expected = known.get(agent_id, 0), declared.get(agent_id, 0.0)
+            share = observed + DECLARED_WEIGHT * expected
+            return share / (sum(known.values()) + DECLARED_WEIGHT)
         if counts is None:
             return 1.0
         alternatives = len(counts) + (agent_id not in counts)

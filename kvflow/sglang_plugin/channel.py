@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 BACKOFF_S = (0.1, 5.0)
+HEARTBEATS_PER_LEASE = 3
+"""The service's own, ``ServiceSettings.heartbeat_s``."""
 WORKFLOWS_PER_MESSAGE = 100
 
 
@@ -64,6 +66,7 @@ class ServiceChannel:
         self._woken.setblocking(False)
         self._stop = threading.Event()
         self._complained: str | None = None
+        self._warned = False
         self._in_snapshot = False
         self._thread = threading.Thread(target=self._run, name="kvflow-channel", daemon=True)
 
@@ -139,6 +142,19 @@ class ServiceChannel:
                 self._lease_s,
             )
 
+    def _check_setting(self, service_lease_s: float) -> None:
+        heartbeat_s = service_lease_s / HEARTBEATS_PER_LEASE
+        if self._lease_s <= heartbeat_s and not self._warned:
+            self._warned = True
+            logger.warning(
+                "KVFlow: KVFLOW_LEASE_S is %g s, but a service with nothing to tell is silent for "
+                "%g s; the lease will be lost each time. Set it to more than that, unset it, or "
+                "start the service with --lease-s %g.",
+                self._lease_s,
+                heartbeat_s,
+                self._lease_s,
+            )
+
     def _complain(self, reason: str) -> None:
         if reason != self._complained and not self._stop.is_set():
             self._complained = reason
@@ -150,8 +166,16 @@ class ServiceChannel:
             )
 
     def _read_stream(self) -> None:
+        silence_s = 0.0
+        while silence_s < self._lease_s and not self._stop.is_set():
+            # Once more if the service has said that it may be silent for longer than was waited.
+            silence_s = self._lease_s
+            self._read_connection(silence_s)
+
+    def _read_connection(self, silence_s: float) -> None:
+        """Read until the stream ends, or its lease proves longer than ``silence_s``."""
         headers = {"Accept": "text/event-stream", **key_headers(self._settings)}
-        timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=self._lease_s)
+        timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=silence_s)
         with (
             httpx2.Client(timeout=timeout, trust_env=uses_proxies(self._url)) as client,
             client.stream(
@@ -170,6 +194,8 @@ class ServiceChannel:
                 if self._stop.is_set():
                     return
                 expected = self._receive(event, data, expected)
+                if self._lease_s > silence_s:
+                    return
 
     def _receive(self, event: str, data: str, expected: int) -> int:
         message: Snapshot | Delta | Heartbeat
@@ -186,6 +212,7 @@ class ServiceChannel:
         self._heard_s = time.monotonic()
         if isinstance(message, Snapshot):
             self._lease_s = self._settings.lease_s or message.lease_s
+            self._check_setting(message.lease_s)
             if self._complained is not None:
                 logger.warning("KVFlow: stream from %s is back", self._settings.service_url)
                 self._complained = None
@@ -255,4 +282,5 @@ def _update(workflow: WorkflowSteps, received_s: float) -> WorkflowUpdate:
             agent_id: math.inf if seconds is None else received_s + seconds
             for agent_id, seconds in times.items()
         },
+        choices=workflow.choice_probabilities,
     )

@@ -39,7 +39,8 @@ class WorkflowUpdate:
     """The present steps-to-execution of all agents of one workflow (``math.inf`` for none).
 
     ``due_s`` says when those that do not run are expected to, on the first rank's clock; None if
-    the service knows of no durations.
+    the service knows of no durations. ``choices`` says how likely agents follow those whose choice
+    is to come, by source and target, as far as that was declared.
     """
 
     key: WorkflowKey
@@ -47,6 +48,7 @@ class WorkflowUpdate:
     steps_to_execution: Mapping[str, float]
     fixed_prefix_tokens: Mapping[str, int]
     due_s: Mapping[str, float] | None = None
+    choices: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,9 +279,9 @@ class PrefetchPlanning:
                     continue
                 due_in_s = self._due_in_s(key, steps, now_s)
                 urgency = (steps, inf if due_in_s is None else due_in_s)
-                probability = self._transitions.probability(
-                    key[0], sorted(self._running.get(key, ())), agent[1]
-                )
+                choices = weights.choices(key)
+                sources = sorted(self._running.get(key, frozenset()).union(choices))
+                probability = self._transitions.probability(key[0], sources, agent[1], choices)
                 for owner in owners:
                     number = owner.number
                     known = candidates.get(number)

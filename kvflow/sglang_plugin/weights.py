@@ -88,6 +88,7 @@ class WorkflowWeights:
         self._not_in_snapshot: set[WorkflowKey] | None = None
         self._in_band: dict[WorkflowKey, _InBand] = {}
         self._fixed_tokens: dict[WorkflowKey, Mapping[str, int]] = {}
+        self._choices: dict[WorkflowKey, Mapping[str, Mapping[str, float]]] = {}
         self._prefix_owners: OrderedDict[tuple[AgentKey, Hashable], Owner[Any]] = OrderedDict()
         self._by_agent: defaultdict[AgentKey, set[Hashable]] = defaultdict(set)
         self._history_owners: dict[Conversation, tuple[Owner[Any], WorkflowKey, str]] = {}
@@ -168,6 +169,10 @@ class WorkflowWeights:
     def known_prefix_owner(self, agent: AgentKey, namespace: Hashable) -> Owner[Any] | None:
         """The owner of the agent's fixed prefix, if there is one. Changes nothing."""
         return self._prefix_owners.get((agent, namespace))
+
+    def choices(self, key: WorkflowKey) -> Mapping[str, Mapping[str, float]]:
+        """Declared choices yet to be made: how likely each agent follows, by source and target."""
+        return self._choices.get(key, {})
 
     def running(self, key: WorkflowKey) -> list[str]:
         """The agents that run in the workflow now."""
@@ -301,6 +306,9 @@ class WorkflowWeights:
                 self.trust.forget(workflow.key)
             self._service[workflow.key] = workflow.version
             self._fixed_tokens[workflow.key] = workflow.fixed_prefix_tokens
+            self._choices.pop(workflow.key, None)
+            if workflow.choices is not None:
+                self._choices[workflow.key] = workflow.choices
             if self._due is not None:
                 self._due.told(workflow.key, workflow.due_s)
             if self._not_in_snapshot is not None:
@@ -342,6 +350,7 @@ class WorkflowWeights:
 
     def _withdraw(self, key: WorkflowKey) -> None:
         self._fixed_tokens.pop(key, None)
+        self._choices.pop(key, None)
         self._told.pop(key, None)
         self.trust.forget(key)
         self._set_near(key, {})

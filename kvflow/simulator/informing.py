@@ -126,7 +126,8 @@ class InformedWorkflow:
                 agent_id: inf if seconds == inf else now_s + seconds
                 for agent_id, seconds in zip(steps, expected, strict=True)
             }
-        told = WorkflowUpdate(self._key, state.version, steps, self._fixed, due_s)
+        choices = state.open_choices() or None
+        told = WorkflowUpdate(self._key, state.version, steps, self._fixed, due_s, choices)
         return ServiceUpdate((told,), received_s=now_s)
 
     def _learn(self) -> None:

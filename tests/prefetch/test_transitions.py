@@ -98,3 +98,29 @@ def test_the_least_recent_successor_is_forgotten(monkeypatch: pytest.MonkeyPatch
     counts = counted("ab", "ac", "ab", "ad")
     assert counts.probability("client", ["a"], "b") == pytest.approx(3 / 5)
     assert counts.probability("client", ["a"], "c") == pytest.approx(1 / 6)
+
+
+DECLARED = {"a": {"b": 0.7, "c": 0.3}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "sources", "agent_id", "expected"),
+    [
+        ([], ["a"], "b", 0.7),  # nothing observed: as declared
+        ([], ["a"], "c", 0.3),
+        ([], ["a"], "d", 0.0),
+        (["ac"], ["a"], "b", 7 / 11),  # it counts like ten observations
+        (["ac"], ["a"], "c", 4 / 11),
+        (30 * ["ac"], ["a"], "b", 7 / 40),  # which outweigh it in time
+        (30 * ["ac"], ["a"], "c", 33 / 40),
+        (["ad"], ["a"], "d", 1 / 11),  # what was not declared does happen
+        (["xd"], ["a", "x"], "d", 1.0),  # no declaration: as ever
+        (["xd"], ["a", "x"], "b", 0.7),
+    ],
+)
+def test_what_is_declared_counts_like_ten_observations(
+    runs: list[str], sources: list[str], agent_id: str, expected: float
+) -> None:
+    assert transitions.DECLARED_WEIGHT == 10
+    counts = counted(*runs)
+    assert counts.probability("client", sources, agent_id, DECLARED) == pytest.approx(expected)

@@ -106,6 +106,20 @@ def test_snapshot_then_deltas_then_closed() -> None:
             receiver.until(lambda: receiver.weights.live_workflows == 0)
 
 
+def test_declared_choices_come_along() -> None:
+    body = cycle("w")
+    body["edges"].append({"source": "a0", "target": "a2", "kind": "choice", "probability": 0.2})
+    with running_service(SETTINGS) as service, httpx2.Client(base_url=service.url) as client:
+        client.post("/v1/workflows", json=body).raise_for_status()
+        with receiving(service.url) as receiver:
+            choices = receiver.weights.choices
+            receiver.until(lambda: receiver.steps("a0") == 1)
+            assert choices(("default", "w")) == {}
+            client.post("/v1/workflows/w/events", json=started("a0")).raise_for_status()
+            receiver.until(lambda: receiver.steps("a0") == 0)
+            assert choices(("default", "w")) == {"a0": {"a1": 1.0, "a2": 0.2}}
+
+
 def test_large_snapshot_is_handed_out_in_parts() -> None:
     count = WORKFLOWS_PER_MESSAGE * 2 + 5
     with running_service(SETTINGS) as service, httpx2.Client(base_url=service.url) as client:
@@ -173,6 +187,33 @@ def test_silent_service_loses_the_lease() -> None:
     silent = ServiceSettings(port=0, lease_s=3600)
     with running_service(silent) as service, receiving(service.url, lease_s=0.5) as receiver:
         receiver.until(lambda: any(isinstance(m, LeaseLost) for m in receiver.messages))
+
+
+def test_lease_that_no_heartbeat_can_hold_is_explained_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with running_service(SETTINGS) as service:
+        with receiving(service.url, lease_s=0.5) as receiver:
+            receiver.until(lambda: "--lease-s 0.5" in caplog.text)
+            receiver.until(lambda: any(isinstance(m, LeaseLost) for m in receiver.messages))
+            receiver.until(lambda: receiver.weights.lease_held)
+        with receiving(service.url, lease_s=5) as receiver:
+            receiver.until(lambda: receiver.weights.lease_held)
+    assert caplog.text.count("KVFLOW_LEASE_S is") == 1
+
+
+def test_longer_lease_of_the_service_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A heartbeat that comes later than the lease which is assumed at first."""
+    monkeypatch.setattr("kvflow.sglang_plugin.channel.DEFAULT_LEASE_S", 0.3)
+    settings = ServiceSettings(port=0, lease_s=3)
+    with running_service(settings) as service, receiving(service.url) as receiver:
+        receiver.until(lambda: receiver.weights.lease_held)
+        time.sleep(2.5)
+        receiver.drain()
+        assert not any(isinstance(m, LeaseLost) for m in receiver.messages)
+    assert "no stream" not in caplog.text
 
 
 def test_gap_is_answered_by_a_new_connection() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,9 +79,14 @@ class Planning:
         self.foresight = Foresight(self.cache, MAX_LOADING)
         self._versions = 0
 
-    def steps(self, workflow: str = "w1", **values: float) -> None:
+    def steps(
+        self,
+        workflow: str = "w1",
+        choices: Mapping[str, Mapping[str, float]] | None = None,
+        **values: float,
+    ) -> None:
         self._versions += 1
-        update = WorkflowUpdate(("c", workflow), self._versions, values, {})
+        update = WorkflowUpdate(("c", workflow), self._versions, values, {}, choices=choices)
         self.cache.apply_control(ServiceUpdate((update,)))
 
     def owner(self, agent: str) -> Any:
@@ -183,6 +188,21 @@ class TestLoads:
         planning.on_host("c", prompt(1))
         number = planning.on_host("b", prompt(0))
         assert planning.plan() == [LoadAhead(number, 100, W1)]
+
+    @pytest.mark.parametrize("likely", ["b", "c"])
+    def test_the_likelier_one_of_a_choice_first(self, planning: Planning, likely: str) -> None:
+        """As declared; by what was observed where that says more."""
+        unlikely = "c" if likely == "b" else "b"
+        declared = {"a": {likely: 0.9, unlikely: 0.1}}
+        planning.steps(choices=declared, a=0, b=1, c=1)
+        numbers = {"b": planning.on_host("b", prompt(0)), "c": planning.on_host("c", prompt(1))}
+        assert planning.plan() == [LoadAhead(numbers[likely], 100, W1)]
+        planning.steps(choices=declared, a=1, b=1, c=1)  # between two steps, too
+        assert planning.plan_later() == [LoadAhead(numbers[likely], 100, W1)]
+        for _ in range(40):
+            planning.steps(a=1, **{likely: 1, unlikely: 0})
+            planning.steps(choices=declared, a=0, b=1, c=1)
+        assert planning.plan_later() == [LoadAhead(numbers[unlikely], 100, W1)]
 
     def test_in_chunks_that_the_link_carries_in_a_moment(self, planning: Planning) -> None:
         planning.steps(a=0, b=1)

@@ -60,6 +60,21 @@ def test_owner_gets_the_minimum_over_workflows_and_follows_it(seen: Recorder) ->
     assert seen.changed == [owner, owner, owner]
 
 
+def test_choices_are_those_of_the_last_message(seen: Recorder) -> None:
+    choices = {"a": {"b": 0.9, "c": 0.1}}
+    told = WorkflowUpdate(W1, 1, {"a": 0, "b": 1, "c": 1}, {}, choices=choices)
+    weights = seen.weights
+    assert weights.choices(W1) == {}
+    weights.apply(ServiceUpdate((told,)))
+    assert weights.choices(W1) == choices
+    weights.apply(ServiceUpdate((update(W1, version=2, b=0),)))
+    assert weights.choices(W1) == {}
+    for end in (ServiceUpdate(closed=(W1,)), LeaseLost()):
+        weights.apply(ServiceUpdate((told,)))
+        weights.apply(end)
+        assert weights.choices(W1) == {}
+
+
 def test_unchanged_steps_are_not_reported(seen: Recorder) -> None:
     seen.weights.prefix_owner("c", "a", None)
     seen.weights.apply(ServiceUpdate((update(W1, a=5),)))

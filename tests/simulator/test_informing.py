@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvflow.graph import Agent, AgentStepGraph, Edge
 from kvflow.simulator import EngineModel, simulate
 from kvflow.simulator.informing import InformedService
 from tests.simulator.workloads import COSTS, ring, ring_graph, ring_workflow, sizes, workload
@@ -64,3 +65,20 @@ def test_engines_are_told_times_on_the_simulated_clock() -> None:
     # a1 is expected to take the 3 s that a0 did, 2 of which are left, and 2 s lie between.
     assert update.due_s == {"a0": pytest.approx(110.0), "a1": 106.0}
     assert told.started("unknown", 107.0) is False
+
+
+def test_engines_are_told_declared_probabilities_as_the_service_tells_them() -> None:
+    graph = AgentStepGraph(
+        [Agent("a0"), Agent("a1"), Agent("b")],
+        [Edge("a0", "a1", "choice", 0.75), Edge("a0", "b", "choice", 0.25)],
+        ["a0"],
+    )
+    told = InformedService("declared", times=False).workflow(ring_workflow(2, 1, graph=graph))
+    assert told is not None
+    choices = [told.update(0.0).workflows[0].choices]
+    told.started("a0", 1.0)
+    choices.append(told.update(1.0).workflows[0].choices)
+    told.finished("a0", 2.0)
+    told.started("a1", 3.0)
+    choices.append(told.update(3.0).workflows[0].choices)
+    assert choices == [None, {"a0": {"a1": 0.75, "b": 0.25}}, None]

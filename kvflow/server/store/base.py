@@ -161,6 +161,7 @@ class WorkflowRecord:
                 ttl_s=self.ttl_s,
                 steps_to_execution=self.wire_steps() if told else {},
                 expected_s_to_execution=None if expected is None else expected.wire(expected.at_s),
+                choice_probabilities=self.state.open_choices() or None,
                 fixed_prefix_tokens={
                     agent.agent_id: agent.fixed_prefix_tokens
                     for agent in self.graph.agents
