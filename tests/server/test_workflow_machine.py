@@ -1,11 +1,17 @@
-"""Any sequence of requests, clock jumps, restarts and slow engines, against a model."""
+"""Any sequence of requests, clock jumps, restarts and slow engines, against a model: over the store
+in memory and over the database, which restarts and crashes open again."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -13,13 +19,16 @@ from starlette.testclient import TestClient
 
 from kvflow.errors import GraphError
 from kvflow.server import ServiceSettings, build_service
-from kvflow.server.store import MemoryStore
+from kvflow.server.store import MemoryStore, WorkflowStore, encoding
+from kvflow.server.store.sqlite import SQLiteStore
 from kvflow.server.stream import Subscription
 from tests.server.conftest import FakeClock
 from tests.server.workflow_model import ModelWorkflow, Refused, ServiceModel
 
 # The long form is for `make soak`.
-EXAMPLES, STEPS = (2_000, 60) if os.environ.get("KVFLOW_SOAK") else (25, 40)
+SOAK = bool(os.environ.get("KVFLOW_SOAK"))
+EXAMPLES, STEPS = (2_000, 60) if SOAK else (25, 40)
+EXAMPLES_ON_DISK = 500 if SOAK else 8
 
 AGENTS = ["a", "b", "c"]
 IDS = st.sampled_from(["w1", "w2"])
@@ -98,12 +107,16 @@ class Engine:
 class Machine(RuleBasedStateMachine):
     """The service through its API, with a clock that only moves when told."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(body=CYCLE)
+    def start(self, body: dict[str, Any]) -> None:
         self.clock = FakeClock()
-        self.store = MemoryStore(100)
+        self.prepare_store()
         self.model = ServiceModel()
         self._serve()
+        self.create(body)
+
+    def prepare_store(self) -> None:
+        self.store: WorkflowStore = MemoryStore(100)
 
     def _serve(self) -> None:
         self.service = build_service(
@@ -143,19 +156,25 @@ class Machine(RuleBasedStateMachine):
         self._send(workflow_id, event, [event])
 
     @precondition(lambda self: self.model.workflows)
-    @rule(data=st.data())
-    def go_on(self, data: st.DataObject) -> None:
-        """What a well-behaved program sends: the next start, or the finish of what runs."""
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def go_on(self, data: st.DataObject, count: int) -> None:
+        """What a well-behaved program sends: the next starts, and the finishes of what runs."""
         workflow_id = data.draw(st.sampled_from(sorted(self.model.workflows)))
-        one = self.model.workflows[workflow_id]
-        running = [name for name in AGENTS if one.runs.get(name)]
-        starts = [name for name, steps in one.steps().items() if steps == 1]
-        possible = [("step_finished", name) for name in running]
-        possible += [("step_started", name) for name in starts]
-        if possible:
-            kind, agent_id = data.draw(st.sampled_from(possible))
-            event = {"type": kind, "agent_id": agent_id, "step_id": None}
-            self._send(workflow_id, event, [event])
+        one = copy.deepcopy(self.model.workflows[workflow_id])
+        events: list[dict[str, Any]] = []
+        for _ in range(count):
+            finishes = [("step_finished", name) for name in AGENTS if one.runs.get(name)]
+            starts = [("step_started", name) for name, steps in one.steps().items() if steps == 1]
+            if not finishes + starts:
+                break
+            kind, agent_id = data.draw(st.sampled_from(finishes + starts))
+            step_id: str | None = f"t{one.version}" if one.version % 3 else None
+            if kind == "step_finished":
+                step_id = one.runs[agent_id][-1]
+            events.append({"type": kind, "agent_id": agent_id, "step_id": step_id})
+            one.apply(events[-1])
+        if events:
+            self._send(workflow_id, events if len(events) > 1 else events[0], events)
 
     def _send(self, workflow_id: str, body: Any, events: list[dict[str, Any]]) -> None:
         answer = self.client.post(f"/v1/workflows/{workflow_id}/events", json=body)
@@ -188,6 +207,7 @@ class Machine(RuleBasedStateMachine):
     @rule(by_s=st.sampled_from([5.0, 50.0]))
     def clock_is_set_back(self, by_s: float) -> None:
         """Nothing ends too early or is forgotten: deadlines stay, later ones count from now."""
+        self.sweep()  # what was over and not yet looked at would be back
         self.clock.now_s -= by_s
 
     @rule()
@@ -231,7 +251,41 @@ class Machine(RuleBasedStateMachine):
             assert view["expires_in_s"] == one.expires_at_s - self.clock.now_s
 
 
+class DurableMachine(Machine):
+    """The same over an SQLite database: its states are written early and mostly read back."""
+
+    def prepare_store(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "0.db"
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(encoding, "_JOURNAL_CHARS", 100)
+
+    def _serve(self) -> None:
+        self.store = SQLiteStore(self.path, 100, in_memory=1)
+        super()._serve()
+
+    @rule()
+    def crash(self) -> None:
+        """The service goes on with the files as a killed process leaves them."""
+        left = self.path.with_name(f"{int(self.path.stem) + 1}.db")
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{self.path}{suffix}", f"{left}{suffix}")
+        self._stop()
+        self.path = left
+        self._serve()
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "folder"):
+            self.patch.undo()
+            self.folder.cleanup()
+
+
 Machine.TestCase.settings = settings(
     max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True
 )
+DurableMachine.TestCase.settings = settings(
+    Machine.TestCase.settings, max_examples=EXAMPLES_ON_DISK
+)
 test_workflow_machine = Machine.TestCase
+test_workflow_machine_on_disk = DurableMachine.TestCase
