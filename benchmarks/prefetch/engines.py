@@ -18,12 +18,12 @@ from benchmarks.prefetch.workload import (
     PAGE_TOKENS,
     Call,
     Claims,
-    Reply,
     Ring,
     prefetch_figures,
-    read_reply,
     summarize,
 )
+from kvflow.bench.reply import ChatReading, Reply
+from kvflow.demo.calls import CallFailedError
 from kvflow.demo.engine_side import EngineSide
 from kvflow.engine import EngineOptions, EngineProcess, free_port, prepare
 from kvflow.engine.options import RadixCache
@@ -93,10 +93,7 @@ class Engine:
     @property
     def flags(self) -> list[str]:
         """SGLang's flags, without the folder that the model is in on this machine."""
-        argv = self._process.command.argv
-        flags = list(argv[argv.index("sglang.launch_server") + 1 :])
-        flags[flags.index("--model-path") + 1] = MODEL
-        return flags
+        return self._process.command.shown_flags(MODEL)
 
     def empty(self) -> None:
         """Make one call that takes one-off costs, then empty all tiers but the storage tier."""
@@ -147,12 +144,14 @@ class Engine:
             "return_output_ids_in_sglext": True,
             "custom_params": {"kvflow": dict(identity), "kvflow_steps": dict(steps)},
         }
-        started_s = self.clock()
+        reading = ChatReading(self.clock(), self.clock)
         try:
             with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
                 answer.raise_for_status()
-                return read_reply(answer.iter_lines(), started_s, self.clock)
-        except (httpx2.HTTPError, RuntimeError) as error:
+                for line in answer.iter_lines():
+                    reading.take(line)
+                return reading.reply()
+        except (httpx2.HTTPError, CallFailedError) as error:
             raise RuntimeError(
                 f"a call failed ({error!r}); the engine's last lines:\n{self._process.log_tail()}"
             ) from error

@@ -1,27 +1,24 @@
-"""What the prefetch benchmarks share and that needs no engine: text, claims, answers, sums."""
+"""What the prefetch benchmarks share and that needs no engine: text, claims, sums."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from kvflow.bench.reply import Reply
 from kvflow.demo.summary import percentile
 
 __all__ = [
     "PAGE_TOKENS",
     "Call",
     "Claims",
-    "Reply",
     "Ring",
     "differences",
     "fixed_prefix_tokens",
     "prefetch_figures",
-    "read_reply",
     "reversed_claims",
     "served_from_device",
     "shuffled_claims",
@@ -87,78 +84,6 @@ def shuffled_claims(ring: Ring, seed: int) -> Claims:
         return {f"a{running}": 0, **{f"a{n}": steps for steps, n in enumerate(order, start=1)}}
 
     return claims
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An engine's answer.
-
-    Attributes:
-        device_tokens, host_tokens, storage_tokens: where the prompt's cached tokens were when the
-            request entered a batch.
-        started_s: when the request was sent, on the clock given.
-        ttft_s: from then to the first piece of text (to the end if there is none).
-    """
-
-    text: str
-    prompt_ids: tuple[int, ...] = field(repr=False)
-    output_ids: tuple[int, ...] = field(repr=False)
-    prompt_tokens: int
-    cached_tokens: int
-    device_tokens: int
-    host_tokens: int
-    storage_tokens: int
-    started_s: float
-    ttft_s: float
-    total_s: float
-
-    @property
-    def output_hash(self) -> str:
-        """SHA-256 of the answer's token ids, or of its text where there are none."""
-        ids = " ".join(map(str, self.output_ids))
-        return sha256((ids or self.text).encode()).hexdigest()
-
-
-def read_reply(lines: Iterable[str], started_s: float, clock: Callable[[], float]) -> Reply:
-    """Read a streamed chat completion as it comes in.
-
-    Raises:
-        RuntimeError: the engine reports an error, or breaks off.
-    """
-    pieces: list[str] = []
-    usage: dict[str, Any] | None = None
-    extension: dict[str, Any] = {}
-    first_s: float | None = None
-    for line in lines:
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
-            continue
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise RuntimeError(f"the engine reports {chunk['error']}")
-        usage = chunk.get("usage") or usage
-        extension |= chunk.get("sglext") or {}
-        for choice in chunk.get("choices") or ():
-            if text := choice["delta"].get("content"):
-                first_s = clock() if first_s is None else first_s
-                pieces.append(text)
-    end_s = clock()
-    if usage is None:
-        raise RuntimeError("the answer ended without a report of its tokens")
-    tiers = extension.get("cached_tokens_details") or {}
-    return Reply(
-        text="".join(pieces),
-        prompt_ids=tuple(extension.get("input_ids") or ()),
-        output_ids=tuple((extension.get("output_ids") or [()])[0]),
-        prompt_tokens=usage["prompt_tokens"],
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-        device_tokens=tiers.get("device") or 0,
-        host_tokens=tiers.get("host") or 0,
-        storage_tokens=tiers.get("storage") or 0,
-        started_s=started_s,
-        ttft_s=(end_s if first_s is None else first_s) - started_s,
-        total_s=end_s - started_s,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvflow.bench.arms import ArmCache
-from kvflow.bench.calls import Reply
+from kvflow.bench.reply import Reply
 from kvflow.eviction import CachedCall, clairvoyant_hit_tokens
 
 __all__ = ["Bounds", "bounds"]

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kvflow.bench.calls import CallFailedError, Reply
 from kvflow.bench.hints import Hints
+from kvflow.bench.reply import Reply
+from kvflow.demo.calls import CallFailedError
 from kvflow.workload import Workload, WorkloadCall, WorkloadWorkflow
 
 __all__ = ["Answerer", "FinishedCall", "Prompts", "drive"]

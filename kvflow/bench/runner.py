@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,15 +22,14 @@ from kvflow.bench.result import ArmResult, BenchResult
 from kvflow.bench.rows import Run
 from kvflow.bench.running import SEED, ArmSetup, RunningArm
 from kvflow.bench.vocabulary import read_vocabulary
+from kvflow.demo.log_folder import log_folder
 from kvflow.demo.machine import hardware, versions
-from kvflow.engine import cache_dir
 from kvflow.engine.device import Device, choose_device, torch_is_cpu_build, visible_gpus
 from kvflow.errors import InvalidInputError
 from kvflow.workload import Scenario, Workload, build_workload
 
 __all__ = ["BenchOptions", "run_bench"]
 
-_LOG_FOLDERS_KEPT: Final = 5
 # An idle engine with a small model in float32 on the CPU takes about this much, besides its pools.
 _CPU_ENGINE_BYTES: Final = 3_000_000_000
 # SGLang lets a request in only where this much is left over (0.5.23, scheduler.py, and a page by
@@ -103,7 +101,7 @@ def run_bench(options: BenchOptions, progress: Progress) -> BenchResult:
         at_once = 1 if device == "cuda" else _engines_that_fit(_available_bytes())
     results: list[ArmResult] = []
     with ExitStack() as stack:
-        folder = stack.enter_context(_log_folder(keep=options.keep_logs))
+        folder = stack.enter_context(log_folder("bench", keep=options.keep_logs))
         storage = Path(
             stack.enter_context(
                 TemporaryDirectory(prefix="kvflow-storage-", dir=options.storage_dir)
@@ -271,17 +269,3 @@ def _available_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-
-
-@contextmanager
-def _log_folder(*, keep: bool) -> Iterator[Path]:
-    """A folder for this run's logs; it stays if it is wanted, or if the run breaks off."""
-    logs = cache_dir() / "logs"
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = logs / f"bench-{now}-{os.getpid()}"
-    folder.mkdir(parents=True)
-    for old in sorted(logs.glob("bench-*"))[:-_LOG_FOLDERS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    yield folder
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)

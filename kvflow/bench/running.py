@@ -8,25 +8,26 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import httpx2
 
 from kvflow.bench.arms import STORAGE_FOLDER_VARIABLE, ArmCache, BenchArm
 from kvflow.bench.bound import bounds
-from kvflow.bench.calls import CallFailedError, EngineCalls, Reply
+from kvflow.bench.calls import EngineCalls
 from kvflow.bench.drive import FinishedCall, Prompts, drive
 from kvflow.bench.hints import NoHints, ServiceHints
+from kvflow.bench.reply import Reply
 from kvflow.bench.rows import CallRow, Run
+from kvflow.demo.calls import CallFailedError
 from kvflow.demo.engine_side import EngineSide, parse_metrics
 from kvflow.demo.service import ServiceProcess
-from kvflow.engine import EngineCommand, EngineOptions, EngineProcess, free_port, prepare
+from kvflow.engine import EngineOptions, EngineProcess, free_port, prepare
 from kvflow.engine.device import Device
 from kvflow.errors import EnvironmentProblemError
 from kvflow.workload import Piece, Workload, WorkloadCall
 
-__all__ = ["ArmSetup", "RunningArm", "engine_options", "shown_flags"]
+__all__ = ["ArmSetup", "RunningArm", "engine_options"]
 
 SEED: Final = 0
 """Of the engine. Answers are greedy; it is fixed all the same."""
@@ -84,13 +85,6 @@ def engine_options(setup: ArmSetup, port: int, service_url: str | None) -> Engin
     )
 
 
-def shown_flags(command: EngineCommand, model: str) -> list[str]:
-    """SGLang's flags, without the folder that the model is in on this machine."""
-    flags = list(command.argv[command.argv.index("sglang.launch_server") + 1 :])
-    flags[flags.index("--model-path") + 1] = model
-    return flags
-
-
 class RunningArm:
     """An arm whose engine is up inside the block; all its processes are gone after it."""
 
@@ -108,12 +102,7 @@ class RunningArm:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _start(self) -> None:
@@ -141,7 +130,7 @@ class RunningArm:
 
     @property
     def flags(self) -> list[str]:
-        return shown_flags(self._command, self.setup.model)
+        return self._command.shown_flags(self.setup.model)
 
     @property
     def model_path(self) -> str:

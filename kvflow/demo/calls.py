@@ -13,7 +13,7 @@ from kvflow.errors import KVFlowError
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Answer", "CallFailedError", "ask", "connect"]
+__all__ = ["Answer", "CallFailedError", "answer_hash", "ask", "connect"]
 
 _TIMEOUT_S: Final = 300.0
 
@@ -53,9 +53,14 @@ class Answer:
 
     @property
     def output_hash(self) -> str:
-        """SHA-256 of the token ids of the answer, or of its text where there are none."""
-        ids = " ".join(map(str, self.output_ids))
-        return sha256((ids or self.text).encode()).hexdigest()
+        """What tells the answer from others."""
+        return answer_hash(self.output_ids, self.text)
+
+
+def answer_hash(output_ids: Sequence[int], text: str) -> str:
+    """SHA-256 of the token ids of an answer, or of its text where there are none."""
+    ids = " ".join(map(str, output_ids))
+    return sha256((ids or text).encode()).hexdigest()
 
 
 def connect(engine_url: str) -> OpenAI:

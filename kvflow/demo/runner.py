@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -18,13 +16,14 @@ from kvflow.demo.arms import PAGE_SIZE, Arm
 from kvflow.demo.bound import clairvoyant_hits
 from kvflow.demo.calls import CallFailedError, connect
 from kvflow.demo.engine_side import EngineSide
+from kvflow.demo.log_folder import log_folder
 from kvflow.demo.machine import hardware, versions
 from kvflow.demo.progress import Progress
 from kvflow.demo.service import ServiceProcess
 from kvflow.demo.summary import ArmResult, DemoResult
 from kvflow.demo.team import REQUESTS, TEAM
 from kvflow.demo.workflow import CallRecord, make_agents, run_rounds, team_workflow
-from kvflow.engine import EngineCommand, EngineOptions, EngineProcess, cache_dir, free_port, prepare
+from kvflow.engine import EngineOptions, EngineProcess, free_port, prepare
 from kvflow.engine.device import Device, visible_gpus
 from kvflow.engine.flags import flag_value
 from kvflow.errors import EnvironmentProblemError, InvalidInputError
@@ -34,8 +33,6 @@ __all__ = ["MODEL", "SEED", "DemoOptions", "run_demo"]
 MODEL: Final = "smollm2"
 SEED: Final = 0
 """Answers are greedy; the seed is fixed all the same."""
-
-_LOG_FOLDERS_KEPT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     start_s = time.monotonic()
     results: list[ArmResult] = []
-    with progress, _log_folder(keep=options.keep_logs) as log_dir:
+    with progress, log_folder("demo", keep=options.keep_logs) as log_dir:
         for position, arm in enumerate(options.arms, start=1):
             progress.arm_begins(arm, position, len(options.arms), options.rounds * len(TEAM))
             results.append(_run_arm(arm, options, log_dir, progress))
@@ -134,7 +131,7 @@ def _run_arm(arm: Arm, options: DemoOptions, log_dir: Path, progress: Progress) 
         else None,
         wall_s=run.wall_s,
         engine_start_s=engine_start_s,
-        engine_flags=_shown_flags(command),
+        engine_flags=command.shown_flags(MODEL),
         kvflow_metrics=metrics,
         steps_reported=run.steps_reported,
         mispredictions=run.mispredictions,
@@ -183,13 +180,6 @@ def _engine_options(arm: Arm, device: Device, service_url: str | None) -> Engine
     )
 
 
-def _shown_flags(command: EngineCommand) -> list[str]:
-    """SGLang's flags, without the folder that the model is in on this machine."""
-    flags = list(command.argv[command.argv.index("sglang.launch_server") + 1 :])
-    flags[flags.index("--model-path") + 1] = MODEL
-    return flags
-
-
 @contextmanager
 def _blamed_on(engine: EngineProcess) -> Iterator[None]:
     """Say of a failed call what became of the engine."""
@@ -201,20 +191,6 @@ def _blamed_on(engine: EngineProcess) -> Iterator[None]:
             f"the engine {state} ({error}); its last lines:\n{engine.log_tail()}",
             f"read {engine.log_path}; `kvflow doctor` checks this machine",
         ) from error
-
-
-@contextmanager
-def _log_folder(*, keep: bool) -> Iterator[Path]:
-    """A folder for this run's logs; it stays if it is wanted, or if the run breaks off."""
-    logs = cache_dir() / "logs"
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = logs / f"demo-{now}-{os.getpid()}"
-    folder.mkdir(parents=True)
-    for old in sorted(logs.glob("demo-*"))[:-_LOG_FOLDERS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    yield folder
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_openai() -> None:

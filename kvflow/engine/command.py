@@ -67,6 +67,12 @@ class EngineCommand:
     host: str
     port: int
 
+    def shown_flags(self, model: str) -> list[str]:
+        """SGLang's flags, with ``model`` in place of the folder it is in on this machine."""
+        flags = list(self.argv[self.argv.index("sglang.launch_server") + 1 :])
+        flags[flags.index("--model-path") + 1] = model
+        return flags
+
     def as_shell(self, environ: Mapping[str, str] | None = None) -> str:
         """The command as one would type it, with the variables that differ from ``environ``."""
         environ = os.environ if environ is None else environ

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvflow.bench.arms import ARMS, arm_cache
-from kvflow.bench.calls import Reply
+from kvflow.bench.reply import Reply
 from kvflow.bench.result import ArmResult, BenchResult
 from kvflow.bench.rows import CallRow, Run
 from kvflow.graph import AgentStepGraph

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvflow.bench.arms import ARMS, STORAGE_FOLDER_VARIABLE, ArmCache, arm_cache, choose_arms
-from kvflow.bench.running import ArmSetup, engine_options, shown_flags
+from kvflow.bench.running import ArmSetup, engine_options
 from kvflow.engine import EngineCommand, EngineOptions
 from kvflow.engine.command import build_command
 from kvflow.engine.flags import flag_value
@@ -138,9 +138,3 @@ def test_the_storage_tier_is_in_a_folder_of_the_arm() -> None:
     options = options_of("hicache-write-through", host_tokens=3200, storage=True)
     assert options.env[STORAGE_FOLDER_VARIABLE] == "/storage"
     assert flag_value(options.extra_args, "--hicache-storage-backend") == "file"
-
-
-def test_shown_flags_name_no_folder_of_this_machine() -> None:
-    shown = shown_flags(sglang_command("lru"), "smollm2")
-    assert flag_value(shown, "--model-path") == "smollm2"
-    assert not any("/" in flag for flag in shown)

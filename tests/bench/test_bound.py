@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from kvflow.bench.arms import ArmCache
 from kvflow.bench.bound import bounds
-from kvflow.bench.calls import Reply
+from kvflow.bench.reply import Reply
 from tests.bench.made_up import reply
 
 PAGE = 4

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from kvflow.bench.calls import CallFailedError, Reply
 from kvflow.bench.drive import FinishedCall, drive
 from kvflow.bench.hints import NoHints
 from kvflow.bench.prompts import TokenPrompts
+from kvflow.bench.reply import Reply
 from kvflow.bench.vocabulary import TokenVocabulary
+from kvflow.demo.calls import CallFailedError
 from kvflow.workload import Piece, Workload, WorkloadWorkflow
 from tests.bench.made_up import call, reply, workflow, workload
 from tests.bench.virtual_time import run_virtually

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from kvflow.bench.runner import (
     _check_fits,
     _engines_that_fit,
     _groups,
-    _log_folder,
     _notes,
 )
 from kvflow.errors import InvalidInputError
@@ -96,18 +94,3 @@ def test_a_smaller_pool_and_a_refusal_are_noted() -> None:
     smaller, refused = _notes(one)
     assert "1,000 device tokens, not the 1,600" in smaller
     assert "w0: no" in refused
-
-
-@pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KVFLOW_CACHE_DIR", str(tmp_path))
-    return tmp_path / "logs"
-
-
-def test_logs_go_when_all_went_well_and_stay_otherwise(logs: Path) -> None:
-    with _log_folder(keep=False) as folder:
-        (folder / "engine.log").write_text("fine")
-    assert list(logs.iterdir()) == []
-    with pytest.raises(KeyboardInterrupt), _log_folder(keep=False):
-        raise KeyboardInterrupt
-    assert len(list(logs.glob("bench-*"))) == 1

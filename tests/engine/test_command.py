@@ -153,6 +153,12 @@ def test_cores_per_rank(ranks: int, cores: list[int], text: str) -> None:
     assert cores_per_rank(ranks, cores) == text
 
 
+def test_shown_flags_name_no_folder_of_this_machine() -> None:
+    shown = build().shown_flags("smollm2")
+    assert flag_value(shown, "--model-path") == "smollm2"
+    assert not any("/" in flag for flag in shown)
+
+
 def test_as_shell_shows_only_what_differs() -> None:
     line = build("cuda", environ={"HOME": "/h"}).as_shell({"HOME": "/h"})
     assert line.startswith("env SGLANG_PLUGINS=kvflow,kvflow_cpu TOKENIZERS_PARALLELISM=false ")

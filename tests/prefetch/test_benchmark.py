@@ -11,18 +11,17 @@ from benchmarks.prefetch import admission, engines, link, storage, wrong_graph
 from benchmarks.prefetch.engines import Arm
 from benchmarks.prefetch.workload import (
     Call,
-    Reply,
     Ring,
     differences,
     fixed_prefix_tokens,
     prefetch_figures,
-    read_reply,
     reversed_claims,
     served_from_device,
     shuffled_claims,
     summarize,
     words,
 )
+from kvflow.bench.reply import Reply
 
 
 def reply(**given: Any) -> Reply:
@@ -36,6 +35,7 @@ def reply(**given: Any) -> Reply:
             "device_tokens": 64,
             "host_tokens": 0,
             "storage_tokens": 0,
+            "output_tokens": 1,
             "started_s": 0.0,
             "ttft_s": 0.5,
             "total_s": 1.0,
@@ -74,54 +74,6 @@ def test_shuffled_claims_are_never_right_about_what_comes_next(agents: int) -> N
         assert steps[f"a{(running + 1) % agents}"] > 1
         seen.add(tuple(sorted(steps.items())))
     assert len(seen) >= agents
-
-
-def stream(*chunks: Mapping[str, Any]) -> list[str]:
-    lines = [line for chunk in chunks for line in (f"data: {json.dumps(chunk)}", "")]
-    return [*lines, "data: [DONE]", ""]
-
-
-USAGE = {
-    "choices": [],
-    "usage": {"prompt_tokens": 90, "prompt_tokens_details": {"cached_tokens": 48}},
-}
-
-
-def test_a_streamed_answer_is_read_with_its_times_and_tiers() -> None:
-    times = iter([3.0, 4.5])
-    lines = stream(
-        {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
-        {"choices": [{"delta": {"content": "one"}}]},
-        {"choices": [{"delta": {"content": " two"}}], "sglext": None},
-        {
-            "choices": [],
-            "sglext": {
-                "cached_tokens_details": {"device": 32, "host": 16, "storage": 8},
-                "input_ids": [1, 2],
-                "output_ids": [[3, 4]],
-            },
-        },
-        USAGE,
-    )
-    answer = read_reply(lines, 2.0, lambda: next(times))
-    assert (answer.text, answer.prompt_ids, answer.output_ids) == ("one two", (1, 2), (3, 4))
-    assert (answer.prompt_tokens, answer.cached_tokens) == (90, 48)
-    assert (answer.device_tokens, answer.host_tokens, answer.storage_tokens) == (32, 16, 8)
-    assert (answer.ttft_s, answer.total_s) == (1.0, 2.5)
-
-
-def test_an_empty_answer_came_at_its_end_and_nothing_cached_is_none_in_any_tier() -> None:
-    answer = read_reply(stream(USAGE), 1.0, lambda: 3.0)
-    assert (answer.ttft_s, answer.device_tokens, answer.text) == (2.0, 0, "")
-
-
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [(stream({"error": {"message": "no room"}}), "no room"), (stream(), "without a report")],
-)
-def test_a_broken_answer_is_an_error(lines: list[str], says: str) -> None:
-    with pytest.raises(RuntimeError, match=says):
-        read_reply(lines, 0.0, lambda: 1.0)
 
 
 @pytest.mark.parametrize(
