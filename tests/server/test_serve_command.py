@@ -17,6 +17,7 @@ import pytest
 
 from kvflow.cli.main import main
 from kvflow.errors import EnvironmentProblemError
+from kvflow.protocol import Heartbeat, Snapshot
 from kvflow.server.run import listen
 from kvflow.workload.converters import convert
 from tests.server.running import PATIENCE_S, stream
@@ -90,6 +91,21 @@ def test_an_option_goes_before_the_environment() -> None:
             first = reader.next()
     assert first is not None
     assert first.model_dump()["lease_s"] == 77
+
+
+def test_an_idle_service_keeps_saying_that_it_is_there() -> None:
+    """On the event loop of `kvflow serve`, which wakes up to half a millisecond before its time.
+
+    A third of this lease is no whole number of milliseconds, and is rounded down.
+    """
+    with (
+        served("--lease-s", "1") as (_, url),
+        httpx2.Client(base_url=url, timeout=PATIENCE_S) as http,
+        stream(http) as reader,
+    ):
+        first, *others = [reader.next() for _ in range(5)]
+    assert isinstance(first, Snapshot)
+    assert [type(one) for one in others] == [Heartbeat] * 4
 
 
 def test_a_recording_is_whole_after_a_signal(tmp_path: Path) -> None:
