@@ -12,10 +12,12 @@ from starlette.testclient import TestClient
 from kvflow.errors import EnvironmentProblemError
 from kvflow.protocol import StepEvent
 from kvflow.server import ServiceSettings, build_service
+from kvflow.server.keys import change_key_file, create_key
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import FileRecorder
 from kvflow.workload.converters import convert
 from tests.server.conftest import FakeClock
+from tests.server.keys.made import LONG_AGO
 from tests.server.running import eventually
 from tests.server.workflow_bodies import cycle, finished, started
 
@@ -68,6 +70,38 @@ def test_what_happens_is_recorded_and_replays(tmp_path: Path, clock: FakeClock) 
         ("a1", (0,), 0.0),
     ]
     assert (workflow.calls[0].prompt_tokens, workflow.calls[0].answer.tokens) == (1500, 3)
+
+
+def test_workflows_of_clients_with_long_names_are_told_apart(tmp_path: Path) -> None:
+    # Each pair below would be one and the same, or too long, if the names were just put together.
+    workflows = [
+        *(("a", "b:w"), ("a:b", "w"), ("c" * 256, "w" * 256), ("c" * 256, "w" * 255 + "v")),
+        *(("c" * 255 + "d", "w" * 256), ("short", "w" * 250), ("short", "w" * 251)),
+    ]
+    keys = {
+        name: change_key_file(
+            tmp_path / "keys.json",
+            lambda content, name=name: create_key(content, name, "client", LONG_AGO),
+        ).key
+        for name in dict(workflows)
+    }
+    path = tmp_path / "recording.jsonl"
+    settings = ServiceSettings(record=path, keys_file=tmp_path / "keys.json")
+    with TestClient(build_service(settings).app) as client:
+        for name, workflow_id in workflows:
+            client.headers["Authorization"] = f"Bearer {keys[name]}"
+            assert client.post("/v1/workflows", json=cycle(workflow_id)).status_code == 201
+            url = f"/v1/workflows/{workflow_id}/events"
+            assert client.post(url, json=started("a0")).status_code == 200
+            assert client.delete(f"/v1/workflows/{workflow_id}").status_code == 204
+
+    assert [(one.client_id, len(one.calls)) for one in convert(path, "recording")] == [
+        (name, 1) for name, _ in workflows
+    ]
+    ids = [line["workflow_id"] for line in lines(path)[1:]]
+    assert len(set(ids)) == len(workflows)
+    assert ids[0] == "a:b:w"
+    assert "short:" + "w" * 250 in ids
 
 
 def test_counts_that_cannot_be(client: TestClient) -> None:

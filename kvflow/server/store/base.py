@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from kvflow.errors import KVFlowError
 from kvflow.graph import INFINITE_STEPS, AgentStepGraph, WorkflowState
@@ -27,6 +28,8 @@ __all__ = [
     "WorkflowRecord",
     "WorkflowStore",
 ]
+
+_MAX_IDENTIFIER: Final = 256
 
 NoteKind = Literal["client", "engine"]
 """What the service remembers beside workflows: clients and engines, by their ids."""
@@ -127,8 +130,18 @@ class WorkflowRecord:
 
     @property
     def recorded_id(self) -> str:
-        """The ``workflow_id`` in a recording, where there are no namespaces."""
-        return f"{self.namespace}:{self.workflow_id}" if self.namespace else self.workflow_id
+        """The ``workflow_id`` in a recording, where there are no namespaces: an ``Identifier``.
+
+        Where the namespace before it would be too long, or its end could not be told, a digest of
+        both comes first, and as much of either as there is room for.
+        """
+        if not self.namespace:
+            return self.workflow_id
+        both = f"{self.namespace}:{self.workflow_id}"
+        if ":" not in self.namespace and len(both) <= _MAX_IDENTIFIER:
+            return both
+        digest = hashlib.sha256("\0".join(self.key).encode()).hexdigest()[:32]
+        return f"{digest}:{self.namespace[:100]}:{self.workflow_id}"[:_MAX_IDENTIFIER]
 
     @property
     def version(self) -> int:
