@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Result", "machine", "table"]
+__all__ = ["Result", "machine", "outputs", "table"]
 
 Result = Mapping[str, Any]
 """What a result file holds."""
@@ -27,3 +27,8 @@ def machine(result: Result) -> str:
         f"\n{environment['cpu_model']}, {environment['cpu_cores']} cores, "
         f"{environment['python']}{version}.\n"
     )
+
+
+def outputs(result: Result) -> str:
+    """Whether all arms answered alike, as a sentence."""
+    return f"Outputs of all arms: {'' if result['outputs_identical'] else 'NOT '}identical."

@@ -9,17 +9,15 @@ with one that holds part of what the device cannot.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from benchmarks.environment import describe_environment, write_result
 from benchmarks.prefetch.engines import (
-    ENGINE_SEED,
     Arm,
     ArmRun,
+    Comparison,
     Engine,
     arguments,
     positive,
@@ -28,7 +26,6 @@ from benchmarks.prefetch.engines import (
 from benchmarks.prefetch.workload import (
     Call,
     Message,
-    differences,
     prefetch_figures,
     words,
 )
@@ -136,9 +133,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
     options = parser.parse_args(argv)
-    begun_s = time.monotonic()
-    environment = describe_environment()
     chat = Chat(workflows=options.workflows, steps=options.steps, seed=options.seed)
+    comparison = Comparison(
+        options.output,
+        options.seed,
+        {
+            **asdict(chat),
+            "device_tokens": DEVICE_TOKENS,
+            "hicache_ratios": dict(SETTINGS),
+            "overcommit": OVERCOMMIT,
+        },
+    )
     runs: dict[str, ArmRun] = {}
     rows: list[dict[str, Any]] = []
     for setting in options.settings:
@@ -156,24 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"longest wait {done['longest_wait_s']:.1f} s",
                     flush=True,
                 )
-                different = differences({name: one.calls for name, one in runs.items()})
-                write_result(
-                    options.output,
-                    {
-                        "environment": environment,
-                        "seeds": {"text": options.seed, "engine": ENGINE_SEED},
-                        "settings": {
-                            **asdict(chat),
-                            "device_tokens": DEVICE_TOKENS,
-                            "hicache_ratios": dict(SETTINGS),
-                            "overcommit": OVERCOMMIT,
-                        },
-                        "outputs_identical": not different,
-                        "differences": different,
-                        "arms": rows,
-                        "took_s": time.monotonic() - begun_s,
-                    },
-                )
+                comparison.write(runs, rows)
 
 
 if __name__ == "__main__":

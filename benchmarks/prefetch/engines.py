@@ -14,11 +14,13 @@ from typing import Any, Final
 
 import httpx2
 
+from benchmarks.environment import describe_environment, write_result
 from benchmarks.prefetch.workload import (
     PAGE_TOKENS,
     Call,
     Claims,
     Ring,
+    differences,
     prefetch_figures,
     summarize,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "ENGINE_SEED",
     "Arm",
     "ArmRun",
+    "Comparison",
     "Engine",
     "arguments",
     "positive",
@@ -196,6 +199,34 @@ class ArmRun:
             "engine_flags": list(self.flags),
             "calls": [call.row() for call in self.calls],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The file that a comparison of arms is written to, as far as it has come."""
+
+    output: Path
+    text_seed: int
+    settings: Mapping[str, Any]
+    environment: Mapping[str, object] = field(default_factory=describe_environment)
+    begun_s: float = field(default_factory=time.monotonic)
+
+    def write(self, runs: Mapping[str, ArmRun], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the arms that are through; ``rows`` are these runs as they are written down."""
+        different = differences({name: run.calls for name, run in runs.items()})
+        write_result(
+            self.output,
+            {
+                "environment": self.environment,
+                "seeds": {"text": self.text_seed, "engine": ENGINE_SEED},
+                "settings": self.settings,
+                "outputs_identical": not different,
+                "differences": different,
+                "arms": rows,
+                "took_s": time.monotonic() - self.begun_s,
+            },
+        )
+        print(f"outputs identical: {not different}; {self.output}", flush=True)
 
 
 def ring_round(

@@ -12,15 +12,13 @@ until it moves as many tokens per second as that one would.
 from __future__ import annotations
 
 import json
-import time
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.environment import describe_environment, write_result
-from benchmarks.prefetch.engines import ENGINE_SEED, MODEL, Arm, ArmRun, arguments, run_rings
-from benchmarks.prefetch.workload import Ring, differences
+from benchmarks.prefetch.engines import MODEL, Arm, ArmRun, Comparison, arguments, run_rings
+from benchmarks.prefetch.workload import Ring
 from kvflow.engine import resolve_model
 from kvflow.engine.cpu_link import LINK_VARIABLE
 
@@ -107,13 +105,24 @@ def parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
-    begun_s = time.monotonic()
-    environment = describe_environment()
     ring = Ring(agents=options.agents, seed=options.seed)
     kv_bytes = model_kv_bytes()
+    comparison = Comparison(
+        options.output,
+        options.seed,
+        {
+            "agents": ring.agents,
+            "prefix_tokens": ring.prefix_words,
+            "question_tokens": ring.question_words,
+            "output_tokens": ring.max_tokens,
+            "measured_rounds": options.rounds,
+            "device_tokens": DEVICE_TOKENS,
+            "hicache_ratio": HICACHE_RATIO,
+            "kv_bytes_per_token": kv_bytes,
+        },
+    )
     runs: dict[str, ArmRun] = {}
     rows: list[dict[str, Any]] = []
-    different: list[dict[str, Any]] = []
     for gb_per_s in options.speeds:
         speed = speed_name(gb_per_s)
         group = [*arms(gb_per_s, kv_bytes), Arm(f"{speed}: limit", "stock", LIMIT_TOKENS)]
@@ -124,29 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind, run in zip((*KINDS, "limit"), made.values(), strict=True)
         ]
         rows += [{**row, "ratios": ratios(row, written[0], written[-1])} for row in written]
-        different = differences({name: one.calls for name, one in runs.items()})
-        write_result(
-            options.output,
-            {
-                "environment": environment,
-                "seeds": {"text": options.seed, "engine": ENGINE_SEED},
-                "settings": {
-                    "agents": ring.agents,
-                    "prefix_tokens": ring.prefix_words,
-                    "question_tokens": ring.question_words,
-                    "output_tokens": ring.max_tokens,
-                    "measured_rounds": options.rounds,
-                    "device_tokens": DEVICE_TOKENS,
-                    "hicache_ratio": HICACHE_RATIO,
-                    "kv_bytes_per_token": kv_bytes,
-                },
-                "outputs_identical": not different,
-                "differences": different,
-                "arms": rows,
-                "took_s": time.monotonic() - begun_s,
-            },
-        )
-    print(f"outputs identical: {not different}; {options.output}")
+        comparison.write(runs, rows)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ files all of them; and, for reference, stock SGLang with host memory for everyth
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks.environment import describe_environment, write_result
-from benchmarks.prefetch.engines import ENGINE_SEED, Arm, arguments, run_rings
-from benchmarks.prefetch.workload import Ring, differences
+from benchmarks.prefetch.engines import Arm, Comparison, arguments, run_rings
+from benchmarks.prefetch.workload import Ring
 
 __all__ = ["ARMS"]
 
@@ -47,9 +45,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "storage", rounds=1)
     parser.add_argument("--agents", type=int, default=16)
     options = parser.parse_args(argv)
-    begun_s = time.monotonic()
-    environment = describe_environment()
     ring = Ring(agents=options.agents, prefix_words=780, seed=options.seed)
+    comparison = Comparison(
+        options.output,
+        options.seed,
+        {
+            **asdict(ring),
+            "measured_rounds": options.rounds,
+            "device_tokens": DEVICE_TOKENS,
+            "hicache_ratio": HICACHE_RATIO,
+        },
+    )
     with ExitStack() as stack:
         folders = {
             arm.name: {
@@ -59,26 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if arm.extra_args
         }
         runs = run_rings(ARMS, ring, options.rounds, folders)
-    rows = [run.written(kind=name) for name, run in runs.items()]
-    different = differences({name: run.calls for name, run in runs.items()})
-    write_result(
-        options.output,
-        {
-            "environment": environment,
-            "seeds": {"text": options.seed, "engine": ENGINE_SEED},
-            "settings": {
-                **asdict(ring),
-                "measured_rounds": options.rounds,
-                "device_tokens": DEVICE_TOKENS,
-                "hicache_ratio": HICACHE_RATIO,
-            },
-            "outputs_identical": not different,
-            "differences": different,
-            "arms": rows,
-            "took_s": time.monotonic() - begun_s,
-        },
-    )
-    print(f"outputs identical: {not different}; {options.output}")
+    comparison.write(runs, [run.written(kind=name) for name, run in runs.items()])
 
 
 if __name__ == "__main__":

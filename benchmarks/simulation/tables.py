@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from benchmarks.markdown import Result, table
 
-__all__ = ["learned", "paper", "policies", "policy_goals", "speed", "validation"]
-
+__all__ = ["TABLES"]
 
 _TITLES: Final[Mapping[str, str]] = {
     "lru": "SGLang",
@@ -200,3 +199,13 @@ def speed(result: Result) -> str:
 
 def _megabytes(size: float | None) -> str:
     return "" if size is None else f"{size / 1e6:,.0f} MB"
+
+
+TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
+    "simulate_validation": ("simulate_validation.json", validation),
+    "simulate_policies": ("simulate_policies.json", policies),
+    "simulate_policy_goals": ("simulate_policies.json", policy_goals),
+    "simulate_paper": ("simulate_paper.json", paper),
+    "simulate_learned": ("simulate_learned.json", learned),
+    "simulate_speed": ("simulate_speed.json", speed),
+}
