@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from kvflow import __version__
 from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["COMMANDS", "build_app", "run"]
@@ -41,11 +43,17 @@ COMMANDS: Final = (
     Command("demo", "Compare KVFlow with stock SGLang on a ten-agent workflow.", "demo"),
     Command("bench", "Run a scenario with every kind of cache, on this machine.", "bench"),
     Command("simulate", "Run a scenario on a model of the engine, without one.", "simulate"),
-    Command("trace", "Ask a running engine for the timeline of its latest requests.", "cli"),
+    Command("trace", "Ask a running engine for a timeline of its latest requests.", "cli"),
     Command("convert-trace", "Make a trace to replay of a recording or another's trace.", "cli"),
     Command("doctor", "Check this machine and say what is missing.", "cli"),
     Command("version", "Print the versions of KVFlow and of what it works with.", "cli"),
 )
+
+_TO_BEGIN: Final = (
+    "To begin: kvflow doctor, then kvflow demo.  To serve: kvflow serve and kvflow engine, "
+    "each in a terminal of its own."
+)
+_USAGE_EXIT_STATUS: Final = 2
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -58,7 +66,13 @@ def run(arguments: Sequence[str]) -> int:
     try:
         build_app(asked_for)(args=list(arguments), prog_name="kvflow")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        status = end.code if isinstance(end.code, int) else 0
+        if status == _USAGE_EXIT_STATUS and asked_for == "engine":
+            print(
+                "SGLang's own flags go after `--`, as in: kvflow engine -- --log-level debug",
+                file=sys.stderr,
+            )
+        return status
     return 0
 
 
@@ -67,6 +81,8 @@ def build_app(asked_for: str | None) -> typer.Typer:
     app = typer.Typer(
         name="kvflow",
         help="Workflow-aware KV cache for multi-agent LLM serving on SGLang.",
+        epilog=_TO_BEGIN,
+        context_settings={"help_option_names": ["--help", "-h"]},
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
@@ -82,13 +98,23 @@ def build_app(asked_for: str | None) -> typer.Typer:
     return app
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kvflow {__version__}")
+        raise typer.Exit
+
+
 def _global_options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error, too.")
     ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
-    # Read by main(), which handles the errors.
-    del debug
+    # --debug is read by main(), which handles the errors; --version has been answered.
+    del debug, version
 
 
 def _stub() -> None:

@@ -161,7 +161,10 @@ def set_client(
     max_workflows: WorkflowsOption = None,
     keys_file: KeysOption = None,
 ) -> None:
-    """Change what holds for a client, whichever of its keys it uses; what is not given stays."""
+    """Change a client's limits and its place in the engines' caches.
+
+    It holds for all of the client's keys.  What is not given stays.
+    """
     limits = _limits(requests_per_s, events_per_s, max_workflows)
     change_key_file(
         _path(keys_file),

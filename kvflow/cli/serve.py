@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -135,6 +136,14 @@ def serve(  # noqa: PLR0917 - each is an option by name
         for error in invalid.errors(include_url=False, include_input=False):
             name = ".".join(str(part) for part in error["loc"])
             words = error["msg"].removeprefix("Value error, ")
-            typer.echo(f"kvflow serve: {name + ': ' if name else ''}{words}", err=True)
+            where = f"{_said_by(name, given)}: " if name else ""
+            typer.echo(f"kvflow serve: {where}{words}", err=True)
         raise typer.Exit(2) from invalid
     run(settings)
+
+
+def _said_by(name: str, given: Mapping[str, object]) -> str:
+    """The option or the variable that a wrong value of this setting came from."""
+    if given.get(name) is None:
+        return f"KVFLOW_{name.upper()}"
+    return "--keys" if name == "keys_file" else f"--{name.replace('_', '-')}"

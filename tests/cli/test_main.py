@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from kvflow import __version__
 from kvflow.cli.main import main
 
 
@@ -19,6 +20,32 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in ("engine", "serve", "demo", "trace", "convert-trace", "doctor", "version"):
         assert f"\n  {command} " in text
+
+
+def test_the_first_screen_says_how_to_begin_and_is_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    text = printed.out + printed.err
+    assert "To begin: kvflow doctor" in text
+    assert "..." not in text.replace("[ARGS]...", "")  # no summary is cut off
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["serve", "-h"], ["keys", "set", "-h"]])
+def test_help_has_a_short_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("Usage: kvflow")
+
+
+def test_the_version_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kvflow {__version__}\n"
+
+
+def test_a_flag_of_sglang_in_the_wrong_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", "--log-level", "debug"]) == 2
+    assert "kvflow engine -- --log-level debug" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

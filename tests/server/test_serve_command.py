@@ -153,8 +153,19 @@ def test_every_wrong_option_is_named(capsys: pytest.CaptureFixture[str]) -> None
     status, message = refused(capsys, "--port", "99999", "--lease-s", "0", "--log-level", "loud")
 
     assert status == 2
-    for name in ("port", "lease_s", "log_level"):
-        assert f"kvflow serve: {name}: " in message
+    for option in ("--port", "--lease-s", "--log-level"):
+        assert f"kvflow serve: {option}: " in message
+
+
+def test_a_wrong_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVFLOW_MAX_WORKFLOWS", "many")
+
+    status, message = refused(capsys, "--port", "0")
+
+    assert status == 2
+    assert "kvflow serve: KVFLOW_MAX_WORKFLOWS: Input should be" in message
 
 
 def test_all_addresses_of_a_host_share_one_port() -> None:
