@@ -33,7 +33,7 @@ from kvflow.sglang_plugin.control import (
     ServiceUpdate,
     WorkflowUpdate,
 )
-from kvflow.sglang_plugin.service_connection import key_headers, uses_proxies
+from kvflow.sglang_plugin.service_connection import key_headers, log_no_requests, uses_proxies
 from kvflow.sglang_plugin.settings import PluginSettings
 
 __all__ = ["ServiceChannel"]
@@ -72,6 +72,7 @@ class ServiceChannel:
 
     def start(self) -> None:
         """Connect in the background; never blocks, never raises."""
+        log_no_requests()
         self._thread.start()
 
     def close(self, timeout_s: float = 2.0) -> None:

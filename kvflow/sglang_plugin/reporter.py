@@ -28,7 +28,7 @@ from kvflow.protocol import (
     PrefixPlacement,
     ReportReceipt,
 )
-from kvflow.sglang_plugin.service_connection import key_headers, uses_proxies
+from kvflow.sglang_plugin.service_connection import key_headers, log_no_requests, uses_proxies
 from kvflow.sglang_plugin.settings import PluginSettings
 from kvflow.sglang_plugin.survey import Placement, PrefixSurvey, pool_use
 from kvflow.sglang_plugin.tally import FIRST_TOKEN_BOUNDS_S, FirstTokenTimer, Tally
@@ -108,6 +108,7 @@ class EngineReporter:
 
     def start(self) -> None:
         """Report in the background; never blocks, never raises."""
+        log_no_requests()
         self._thread.start()
 
     def close(self, timeout_s: float = 2.0) -> None:
