@@ -17,25 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.sglang_plugin.caches import (
-    FULL,
-    Core,
-    InsertParams,
-    KVFlowRadixCache,
-    RadixKey,
-    UnifiedRadixCache,
-    torch,
-)
+from tests.sglang_plugin.caches import FULL, Core  # puts the stand-ins for CUDA on the path
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import torch
     from sglang.srt import runtime_context
     from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
     from sglang.srt.mem_cache.allocator import (
         PagedTokenToKVPoolAllocator,
         TokenToKVPoolAllocator,
     )
-    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+    from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.common import (
         checkpoint_kv_cache,
@@ -43,9 +36,12 @@ with warnings.catch_warnings():
         release_kv_cache,
     )
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
     from sglang.srt.sampling.sampling_params import SamplingParams
     from sglang.srt.server_args import ServerArgs
 
+    from kvflow.sglang_plugin.cache import KVFlowRadixCache
     from kvflow.sglang_plugin.tree import KVFlowFullComponent
 
 __all__ = ["PHASES", "Tree", "build_tree", "engine_context"]

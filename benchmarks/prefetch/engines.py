@@ -261,7 +261,7 @@ def run_rings(
     """
     print(f"starting {', '.join(arm.name for arm in arms)}", flush=True)
     calls: dict[str, list[Call]] = {arm.name: [] for arm in arms}
-    before: dict[str, Mapping[str, float] | None] = {}
+    before: dict[str, Mapping[str, float]] = {}
     with ExitStack() as stack:
         engines = {
             arm.name: stack.enter_context(running(arm, env.get(arm.name, _NOTHING))) for arm in arms

@@ -231,7 +231,7 @@ def declare(port: int) -> None:
 
 def compared(taken: Mapping[Way, Taken]) -> dict[str, Any]:
     """Both ways, and what the front door adds to each quantile."""
-    ways = {way: one.summary() for way, one in taken.items()}
+    ways: dict[str, dict[str, Any]] = {way: one.summary() for way, one in taken.items()}
     added = {
         measure: {
             name: round(ways["front_door"][measure][name] - value, 4)

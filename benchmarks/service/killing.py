@@ -76,8 +76,8 @@ class Client:
             state, running = self.state.copy(), list(self._running)
             count = self.rng.choice((1, 1, 1, 2, 20))
             events = [self._event(state, running) for _ in range(count)]
-            body = events[0] if count == 1 else events
-            await self._send(http, "POST", f"/{self.name}/events", body, state, running)
+            sent = events[0] if count == 1 else events
+            await self._send(http, "POST", f"/{self.name}/events", sent, state, running)
 
     def _event(self, state: WorkflowState, running: list[tuple[str, str]]) -> dict[str, Any]:
         if running and self.rng.random() < 0.6:

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
@@ -119,28 +120,29 @@ async def _arm(plan: Plan, service: ServiceProcess) -> list[dict[str, Any]]:
         for rate in plan.rates_per_s:
             await run(
                 "single",
-                lambda rate=rate: _single(opened, single, rate, plan.seconds),
+                partial(_single, opened, single, rate, plan.seconds),
                 per_s=rate,
             )
-        await run("single", lambda: _flat_out(opened, single, plan.seconds), per_s=None)
+        await run("single", partial(_flat_out, opened, single, plan.seconds), per_s=None)
         long_rings = [Ring(f"long-{number}", plan.agents) for number in range(2)]
         await create_all(opened[0], long_rings)
         for length in plan.list_lengths:
             await run(
                 "lists",
-                lambda length=length: _lists(opened[:2], long_rings, length, plan.seconds),
+                partial(_lists, opened[:2], long_rings, length, plan.seconds),
                 length=length,
             )
         await run(
             "mixed",
-            lambda: _mixed(opened, single, long_rings[0], plan),
+            partial(_mixed, opened, single, long_rings[0], plan),
             per_s=plan.mixed_per_s,
             length=plan.list_lengths[-1],
         )
         for engines, rate in plan.streams:
             await run(
                 "streams",
-                lambda engines=engines, rate=rate: _streams(
+                partial(
+                    _streams,
                     opened,
                     turns,
                     service.port,
@@ -168,7 +170,10 @@ async def _flat_out(opened: list[Connection], ask: Ask, seconds: float) -> dict[
 async def _lists(
     opened: list[Connection], rings: list[Ring], length: int, seconds: float
 ) -> dict[str, Any]:
-    asks = [lambda _, ring=ring: ring.next_list(length) for ring in rings]
+    def asking(ring: Ring) -> Ask:
+        return lambda _: ring.next_list(length)
+
+    asks = [asking(ring) for ring in rings]
     return _figures(await flat_out(opened, asks, seconds), events=length)
 
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,11 +95,13 @@ async def _come_and_go(port: int, path: str, until_s: float, seed: int) -> None:
     draw = random.Random(seed)
     loop = asyncio.get_running_loop()
     while time.perf_counter() < until_s:
-        reader = StreamReader(f"engine-{seed}", lambda *_: None, path=path)
+        make_reader = partial(StreamReader, f"engine-{seed}", lambda *_: None, path=path)
+        reader: StreamReader | None = None
         with suppress(OSError):
-            await loop.create_connection(lambda r=reader: r, "127.0.0.1", port)
+            _, reader = await loop.create_connection(make_reader, "127.0.0.1", port)
         await asyncio.sleep(min(draw.uniform(1, 20), max(0.0, until_s - time.perf_counter())))
-        reader.close()
+        if reader is not None:
+            reader.close()
 
 
 async def _read_nothing(port: int, path: str, until_s: float) -> None:
