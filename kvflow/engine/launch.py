@@ -15,6 +15,7 @@ from kvflow.engine.flags import flag_value
 from kvflow.engine.model import resolve_model
 from kvflow.engine.options import EngineOptions
 from kvflow.engine.paths import cache_dir, make_run_dir, remove_stale_run_dirs
+from kvflow.engine.ports import refuse_taken_port
 from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["exec_engine", "prepare"]
@@ -58,7 +59,14 @@ def prepare(
 
 
 def exec_engine(command: EngineCommand) -> NoReturn:
-    """Replace this process by the engine, so that signals and the exit status are its own."""
+    """Replace this process by the engine, so that signals and the exit status are its own.
+
+    Raises:
+        EnvironmentProblemError: something listens on the engine's port. SGLang would say so only
+            after it has loaded the model, and its plugin would meanwhile report to the service
+            under the name of the engine that is there already.
+    """
+    refuse_taken_port(command.host, command.port)
     remove_stale_run_dirs()
     env = {**command.env, "TMPDIR": str(make_run_dir())}
     os.execvpe(command.argv[0], list(command.argv), env)  # noqa: S606 - no shell is the point

@@ -1,4 +1,4 @@
-"""A port for a server that listens only later."""
+"""Ports of servers that listen only later: a free one, and one that has to be free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import socket
 from pathlib import Path
 from typing import Final
 
-__all__ = ["free_port"]
+from kvflow.errors import EnvironmentProblemError
+
+__all__ = ["free_port", "reachable", "refuse_taken_port"]
 
 # Below it the kernel gives no port to an outgoing connection or to a listener that asks for any.
 # SGLang looks for ports of its own from 22,000 on (0.5.23: srt/utils/network.py).
@@ -32,6 +34,30 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         chosen: int = probe.getsockname()[1]
         return chosen
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Say so now, and not after the model is loaded.
+
+    Raises:
+        EnvironmentProblemError: something listens there.
+    """
+    host = reachable(host)
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=2).close()
+    except OSError:
+        return
+    raise EnvironmentProblemError(
+        f"something is listening on {host}:{port} already",
+        "stop it (perhaps an engine of an earlier run), or choose another port with --port",
+    )
+
+
+def reachable(host: str) -> str:
+    """What to put into a URL for a server that listens on ``host``."""
+    if host in {"0.0.0.0", "::"}:
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
+    return f"[{host}]" if ":" in host else host
 
 
 def _first_ephemeral_port() -> int:

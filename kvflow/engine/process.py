@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Final, Self
 from kvflow.engine.child import last_lines, start_problem
 from kvflow.engine.command import EngineCommand
 from kvflow.engine.paths import cache_dir, make_run_dir, remove_stale_run_dirs
+from kvflow.engine.ports import reachable, refuse_taken_port
 from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["EngineProcess"]
@@ -66,7 +66,7 @@ class EngineProcess:
     @property
     def base_url(self) -> str:
         """The engine's address without a trailing slash."""
-        return f"http://{_reachable(self.command.host)}:{self.command.port}"
+        return f"http://{reachable(self.command.host)}:{self.command.port}"
 
     @property
     def pid(self) -> int | None:
@@ -93,7 +93,7 @@ class EngineProcess:
         """
         if self._process is not None:
             raise RuntimeError("this engine was started already; stop it first")
-        self._refuse_taken_port()
+        refuse_taken_port(self.command.host, self.command.port)
         remove_stale_run_dirs()
         self._run_dir = make_run_dir()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,17 +149,6 @@ class EngineProcess:
         main = threading.current_thread() is threading.main_thread()
         return str(os.getpid() if main else 0)
 
-    def _refuse_taken_port(self) -> None:
-        host, port = _reachable(self.command.host), self.command.port
-        try:
-            socket.create_connection((host.strip("[]"), port), timeout=2).close()
-        except OSError:
-            return
-        raise EnvironmentProblemError(
-            f"something is listening on {host}:{port} already",
-            "stop it (perhaps an engine of an earlier run), or choose another port with --port",
-        )
-
     def _start_problem(self, what: str) -> EnvironmentProblemError:
         if _PORT_TAKEN.search(self.log_path.read_text(errors="replace")):
             return EnvironmentProblemError(
@@ -172,12 +161,6 @@ class EngineProcess:
             f"read {self.log_path}; `kvflow doctor` checks this machine; "
             "a slow machine may need a longer start timeout",
         )
-
-
-def _reachable(host: str) -> str:
-    if host in {"0.0.0.0", "::"}:
-        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
-    return f"[{host}]" if ":" in host else host
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from importlib.util import find_spec
 
 import pytest
@@ -49,3 +50,17 @@ def test_sglang_flags_after_the_dashes_win(capsys: pytest.CaptureFixture[str]) -
     )
     assert words[-5:] == ["--port", "5000", "--model-path", "/m", "--log-level=debug"]
     assert words.count("--port") == words.count("--model-path") == 1
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvflow.engine.launch.os.execvpe", lambda *_: pytest.fail("it started"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        status = main(["engine", "--device", "cpu", "--model", "org/name", "--port", port])
+
+    assert status == 1
+    error = capsys.readouterr().err
+    assert f"something is listening on 127.0.0.1:{port} already" in error
+    assert "--port" in error
