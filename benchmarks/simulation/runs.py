@@ -48,7 +48,6 @@ def _run(case: Case) -> dict[str, Any]:
         case.policy,
         engine=case.engine,
         bound=case.bound,
-        seed=case.scenario.seed,
     )
     figures = asdict(result)
     for name in ("ttft_s", "total_s", "workflow_s"):

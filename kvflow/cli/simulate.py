@@ -103,7 +103,6 @@ def simulate(
                     policy,
                     engine=engine,
                     bound=bound,
-                    seed=given.seed,
                 )
             )
     simulation_report.render(given, prices, results, console)

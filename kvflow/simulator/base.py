@@ -96,7 +96,8 @@ class TierTokens:
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """What came of one policy. Calls of the warm-up are in none of it but ``calls_in_all``.
+    """What came of one policy. Calls of the warm-up are in ``calls_in_all`` alone; tokens moved,
+    predictions and steps are those of the whole run.
 
     Attributes:
         hits: prompt tokens that were found in the cache.

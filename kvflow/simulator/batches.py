@@ -24,14 +24,12 @@ class Batch:
         parts: for each request its new tokens, and what comes before them.
         chunked: the one request of it that is not finished by it.
         full: whether nothing more will be admitted until a running request ends.
-        loaded_tokens: what its requests load from the host.
     """
 
     requests: list[Request] = field(default_factory=list)
     parts: list[tuple[int, int]] = field(default_factory=list)
     chunked: Request | None = None
     full: bool = False
-    loaded_tokens: int = 0
 
     @property
     def new_tokens(self) -> int:
@@ -129,7 +127,6 @@ class BatchFormer:
             request.hit_device = match.device_tokens
             request.hit_storage = min(loaded, request.fetched_tokens)
             request.hit_host = loaded - request.hit_storage
-            batch.loaded_tokens += loaded
             batch.requests.append(request)
             batch.parts.append((new, prefix))
             budget -= _pages(new, page)

@@ -117,7 +117,7 @@ class Engine:
         self._full = batch.full
         admitted = len(batch.requests) - (self._chunked is not None)
         for request in batch.requests[-admitted:] if admitted else ():
-            self._side.scheduled(request)
+            self._side.observer.scheduled(request)
         if held and admitted:
             chosen = {id(request) for request in batch.requests}
             self._waiting = deque(each for each in self._waiting if id(each) not in chosen)
@@ -152,7 +152,7 @@ class Engine:
             request.computed_tokens = before + new
             done = request.computed_tokens == request.prompt_tokens
             self._insert(request, request.path, request.computed_tokens)
-            self._side.computed(request)
+            self._side.observer.computed(request)
             if done:
                 request.first_token_s = env.now
                 self._begin_decoding(request)
@@ -247,7 +247,7 @@ class Engine:
         assert request.node is not None  # noqa: S101
         self._side.finished(request)
         cache.tree.unlock(request.node)
-        self._side.ended(request)
+        self._side.observer.ended(request)
 
     def _make_room(self, tokens: int) -> Generator[Any, Any, None]:
         """Evict; where what could go is held by copies, wait for these."""

@@ -62,11 +62,6 @@ class Tally:
     device_hits: int = 0
     host_hits: int = 0
     storage_hits: int = 0
-    loaded_tokens: int = 0
-    late_tokens: int = 0
-    fetched_tokens: int = 0
-    prefill_steps: int = 0
-    decode_steps: int = 0
     counted_from_s: float = 0.0
     last_end_s: float = 0.0
     ttft: Durations = field(default_factory=Durations)

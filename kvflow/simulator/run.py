@@ -84,7 +84,6 @@ def simulate(
     *,
     engine: EngineModel = EngineModel(),  # noqa: B008  (frozen)
     bound: bool = False,
-    seed: int = 0,
 ) -> SimulationResult:
     """Run a workload on a model of the engine under one policy.
 
@@ -100,12 +99,10 @@ def simulate(
         engine: how the engine is set up.
         bound: also work out the most that any policy could have found (see
             ``SimulationResult.bound_hit_tokens``).
-        seed: of all that the policy draws. No policy draws anything at present.
 
     Raises:
         InvalidInputError: the policy is unknown, or a call does not fit into the device tier.
     """
-    del seed
     if policy not in POLICIES:
         raise InvalidInputError(["policy"], f"{policy!r} is unknown; use {', '.join(POLICIES)}")
     return _Simulation(workload, cache, costs, policy=policy, model=engine, bound=bound).run()
@@ -150,21 +147,20 @@ class _Simulation:
             cuts_victims=traits.weighs,
             refuses_backups=traits.weighs,
         )
-        callbacks = (self._ended, self._computed, self._scheduled)
         side: StockSide
         if self._knowledge is not None:
             side = KVFlowSide(
                 self._cache,
-                *callbacks,
+                self,
                 knowledge=self._knowledge,
                 model=model,
                 costs=costs,
                 prefetches=traits.prefetches,
             )
         elif policy == "ttl":
-            side = TTLSide(self._cache, *callbacks, ranking=ttl, costs=costs)
+            side = TTLSide(self._cache, self, ranking=ttl, costs=costs)
         else:
-            side = StockSide(self._cache, *callbacks)
+            side = StockSide(self._cache, self)
         self._clients = Clients(
             self._env,
             workload,
@@ -196,19 +192,19 @@ class _Simulation:
             tally.workflows += 1
             tally.workflow.add(now_s - live.began_s)
 
-    def _scheduled(self, request: Request) -> None:
+    def scheduled(self, request: Request) -> None:
         if self._log is not None:
             self._log.scheduled(request)
         if self._oracle is not None:
             self._oracle.scheduled(request)
 
-    def _computed(self, request: Request) -> None:
+    def computed(self, request: Request) -> None:
         if self._log is not None:
             self._log.computed(request)
         if self._oracle is not None:
             self._oracle.computed(request, self._cache.tree)
 
-    def _ended(self, request: Request) -> None:
+    def ended(self, request: Request) -> None:
         tally, now_s = self._tally, self._env.now
         tally.calls_in_all += 1
         counted = tally.calls_in_all > self._workload.warm_up_calls

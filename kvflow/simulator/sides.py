@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from kvflow.sglang_plugin.control import ServiceUpdate
 from kvflow.simulator.batches import Batch
 from kvflow.simulator.cache import Landed, TieredCache
 from kvflow.simulator.requests import Request
 
-__all__ = ["StockSide"]
+__all__ = ["RequestObserver", "StockSide"]
 
 _NOBODY: frozenset[str] = frozenset()
+
+
+class RequestObserver(Protocol):
+    """Told of requests on their way through the engine."""
+
+    def scheduled(self, request: Request) -> None:
+        """It has entered its first batch, and holds what it has found."""
+
+    def computed(self, request: Request) -> None:
+        """Its prompt, or a chunk of it, is computed and in the tree."""
+
+    def ended(self, request: Request) -> None:
+        """It is over, and its client knows."""
 
 
 class StockSide:
     """SGLang as it is: hears of no workflow, loads and fetches what a request finds.
 
-    Args:
-        on_end: told of requests that are over.
-        on_computed: told of those whose prompt, or a chunk of it, has been computed.
-        on_scheduled: told of those that have entered a batch.
+    Attributes:
+        observer: what the engine is to tell of requests beside this.
     """
 
-    def __init__(
-        self,
-        cache: TieredCache,
-        on_end: Callable[[Request], None],
-        on_computed: Callable[[Request], None],
-        on_scheduled: Callable[[Request], None],
-    ) -> None:
+    def __init__(self, cache: TieredCache, observer: RequestObserver) -> None:
         self.cache = cache
-        self._on_end = on_end
-        self._on_scheduled = on_scheduled
-        self._on_computed = on_computed
+        self.observer = observer
         self._fetching: dict[str, Request] = {}
 
     def take(
@@ -76,20 +80,8 @@ class StockSide:
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A batch that waited for no load took so long."""
 
-    def scheduled(self, request: Request) -> None:
-        """A request has entered its first batch, and holds what it has found."""
-        self._on_scheduled(request)
-
-    def computed(self, request: Request) -> None:
-        """A request's prompt, or a chunk of it, is computed and in the tree."""
-        self._on_computed(request)
-
     def finished(self, request: Request) -> None:
         """A request is over and in the tree, and its client does not know yet."""
-
-    def ended(self, request: Request) -> None:
-        """A request is over, and its client knows."""
-        self._on_end(request)
 
     def attention_s(self, now_s: float) -> float | None:
         """When another step is wanted at the latest; None if it does not matter."""

@@ -10,7 +10,7 @@ others wait; pins are soft; and scheduling is left as it is.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from kvflow.simulator.cache import TieredCache, path_above
@@ -18,7 +18,7 @@ from kvflow.simulator.costs import CostModel
 from kvflow.simulator.radix import Node
 from kvflow.simulator.ranking import TTLRanking
 from kvflow.simulator.requests import Request
-from kvflow.simulator.sides import StockSide
+from kvflow.simulator.sides import RequestObserver, StockSide
 
 __all__ = ["TTLSide", "best_ttl_s"]
 
@@ -65,14 +65,12 @@ class TTLSide(StockSide):
     def __init__(
         self,
         cache: TieredCache,
-        on_end: Callable[[Request], None],
-        on_computed: Callable[[Request], None],
-        on_scheduled: Callable[[Request], None],
+        observer: RequestObserver,
         *,
         ranking: TTLRanking,
         costs: CostModel,
     ) -> None:
-        super().__init__(cache, on_end, on_computed, on_scheduled)
+        super().__init__(cache, observer)
         self._ranking = ranking
         self._costs = costs
         # By agent: when its last call ended, and the gaps before its calls.
