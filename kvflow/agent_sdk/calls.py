@@ -158,13 +158,17 @@ def _refusal(call: Call[T], url: str, status: int, body: bytes) -> ServiceError:
         problem = Problem.model_validate_json(body)
     except ValidationError:
         return ServiceError(
-            status, {}, f"{intro} and no problem details; is this address a KVFlow service?"
+            status,
+            {},
+            f"{intro} and no problem details; is KVFLOW_SERVICE_URL a KVFlow service's?",
         )
     text = f"{intro}: {problem.detail or problem.title}"
     missing = [e for e in problem.errors if e.problem not in problem.detail]
     if missing:
         text += " (" + "; ".join(f"{e.field}: {e.problem}" for e in missing) + ")"
-    if status in (401, 403):
+    if any(error.field == "client_id" for error in problem.errors) and status == 403:
+        text += "; say whose workflow it is with client_id or KVFLOW_CLIENT_ID"
+    elif status in (401, 403):
         text += "; give the service's key as api_key or in KVFLOW_API_KEY"
     return ServiceError(status, problem.model_dump(), text)
 

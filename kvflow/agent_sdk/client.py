@@ -230,4 +230,7 @@ def _unreachable(settings: ClientSettings, error: httpx2.RequestError) -> Servic
         reason = f"no answer within {settings.timeout_s:g} s"
     else:
         reason = str(error) or type(error).__name__
-    return ServiceUnreachableError(f"the KVFlow service at {settings.url} did not answer: {reason}")
+    return ServiceUnreachableError(
+        f"the KVFlow service at {settings.url} did not answer: {reason}; "
+        "start it with `kvflow serve`, or say where it is with KVFLOW_SERVICE_URL"
+    )

@@ -264,9 +264,8 @@ class Reporter:
         self._down = True
         self._retry_at = time.monotonic() + self._retry_s
         self._warn(
-            f"{outage}. Your agents run on, without workflow-aware caching; the service is tried "
-            f"again every {self._retry_s:g} s. Start it with `kvflow serve`, or say where it is "
-            "with KVFLOW_SERVICE_URL."
+            f"{outage}{'' if str(outage).endswith('?') else '.'} Your agents run on, without "
+            f"workflow-aware caching; the service is tried again every {self._retry_s:g} s."
         )
         for ledger in list(self._due):
             for ask in self._due[ledger]:

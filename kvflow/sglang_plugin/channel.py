@@ -45,6 +45,11 @@ BACKOFF_S = (0.1, 5.0)
 HEARTBEATS_PER_LEASE = 3
 """The service's own, ``ServiceSettings.heartbeat_s``."""
 WORKFLOWS_PER_MESSAGE = 100
+_HINTS = {
+    401: "; set KVFLOW_API_KEY to a key of the service",
+    403: "; KVFLOW_API_KEY has to be of the scope engine: kvflow keys create NAME --scope engine",
+    404: "; is KVFLOW_SERVICE_URL the address of a KVFlow service?",
+}
 
 
 class ServiceChannel:
@@ -115,7 +120,7 @@ class ServiceChannel:
                 self._read_stream()
                 reason = "the service closed the stream"
             except (httpx2.HTTPError, OSError, ValidationError, _StreamError) as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = _reason(error)
             except Exception:
                 logger.exception("KVFlow channel: unexpected error; reconnecting")
                 reason = "unexpected error"
@@ -160,8 +165,7 @@ class ServiceChannel:
         if reason != self._complained and not self._stop.is_set():
             self._complained = reason
             logger.warning(
-                "KVFlow: no stream from %s (%s); retrying in the background. "
-                "Start the service with 'kvflow serve', or set KVFLOW_SERVICE_URL.",
+                "KVFlow: no stream from %s (%s); retrying in the background.",
                 self._settings.service_url,
                 reason,
             )
@@ -184,11 +188,7 @@ class ServiceChannel:
             ) as response,
         ):
             if response.status_code != 200:
-                hint = (
-                    "; set KVFLOW_API_KEY to the service's key"
-                    if response.status_code == 401
-                    else ""
-                )
+                hint = _HINTS.get(response.status_code, "")
                 raise _StreamError(f"HTTP {response.status_code}{hint}")
             expected = 0
             for event, data in _events(response.iter_lines()):
@@ -228,6 +228,15 @@ class ServiceChannel:
 
 class _StreamError(Exception):
     """The stream said something that cannot be used."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _StreamError):
+        return str(error)
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        reason += "; start it with `kvflow serve`, or say where it is with KVFLOW_SERVICE_URL"
+    return reason
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from kvflow.agent_sdk import AsyncKVFlowClient, KVFlowClient
 from kvflow.errors import InvalidInputError, ServiceError, ServiceUnreachableError
 from kvflow.protocol import AgentSpec, EdgeSpec, StepEvent, WorkflowSpec
 from tests.agent_sdk.conftest import refused_url, running_service
+from tests.server.keys.made import make_keys
 
 SPEC = {
     "workflow_id": "w1",
@@ -126,6 +128,19 @@ def test_ids_cannot_leave_their_place_in_the_path(client: KVFlowClient) -> None:
     assert client.get_workflow("w1").workflow_id == "w1"
 
 
+def test_a_key_of_a_client_without_its_name_says_what_to_do(tmp_path: Path) -> None:
+    made = make_keys(tmp_path / "keys.json")
+    with (
+        running_service(keys_file=made.path) as url,
+        KVFlowClient(url, api_key=made.keys["team-a"]) as client,
+        pytest.raises(ServiceError) as caught,
+    ):
+        client.create_workflow({**SPEC, "client_id": "default"})
+    assert caught.value.status == 403
+    assert "KVFLOW_CLIENT_ID" in str(caught.value)
+    assert "KVFLOW_API_KEY" not in str(caught.value)
+
+
 async def test_a_missing_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with running_service(api_key="right") as url:
         for wrong in (None, "wrong"):
@@ -145,6 +160,14 @@ async def test_nobody_there() -> None:
     async with AsyncKVFlowClient(url) as client:
         with pytest.raises(ServiceUnreachableError, match=url):
             await client.ready()
+
+
+def test_nobody_there_says_what_to_do() -> None:
+    with (
+        KVFlowClient(refused_url()) as client,
+        pytest.raises(ServiceUnreachableError, match=r"`kvflow serve`.*KVFLOW_SERVICE_URL"),
+    ):
+        client.health()
 
 
 def test_somebody_who_says_nothing() -> None:

@@ -226,7 +226,8 @@ def test_a_wrong_key_is_one_warning_that_says_so(caplog: pytest.LogCaptureFixtur
             with pytest.raises(ServiceError):
                 run.register()
     (warning,) = warnings_in(caplog)
-    assert "KVFLOW_API_KEY" in warning
+    assert "KVFLOW_API_KEY. Your agents run on" in warning
+    assert "kvflow serve" not in warning  # it runs
 
 
 def test_register_tells_what_is_wrong() -> None:

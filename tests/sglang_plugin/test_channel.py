@@ -141,8 +141,9 @@ def test_key_is_sent_and_a_wrong_one_explained(caplog: pytest.LogCaptureFixture)
     settings = ServiceSettings(port=0, api_key="right")
     with running_service(settings) as service:
         with receiving(service.url, api_key="wrong") as receiver:
-            receiver.until(lambda: "KVFLOW_API_KEY" in caplog.text)
+            receiver.until(lambda: "HTTP 401; set KVFLOW_API_KEY" in caplog.text)
             assert receiver.messages == []
+            assert "kvflow serve" not in caplog.text  # it runs
         with receiving(service.url, api_key="right") as receiver:
             receiver.until(lambda: receiver.weights.lease_held)
 
