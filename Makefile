@@ -37,7 +37,7 @@ fi
 endef
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Build .venv with SGLang, the model and KVFlow
 	@$(find_python); $$python requirements/install.py --device "$(DEVICE)"

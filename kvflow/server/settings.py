@@ -22,6 +22,8 @@ DEFAULT_PORT: Final = 8100
 _KUBERNETES_SERVICE_LINK: Final = re.compile(r"^(tcp|udp|sctp)://")
 _BEARER_TOKEN: Final = re.compile(r"^[\x21-\x7e]+$")
 
+_ALWAYS_SAID: Final = ("host", "port", "database")
+
 PerSecond = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 MqttPrefix = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")
@@ -216,8 +218,15 @@ class ServiceSettings(BaseSettings):
         return self.lease_s * 3
 
     def lines(self) -> list[str]:
-        """``name = value`` for every setting, secrets masked."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
+        """``name = value`` for each setting that is not what it is by default, secrets masked.
+
+        Where it listens and where workflows are kept is always among them.
+        """
+        values = {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name in _ALWAYS_SAID or getattr(self, name) != field.default
+        }
         if self.database is not None:
             values["database"] = masked(self.database)
         return [f"{name} = {value}" for name, value in values.items()]

@@ -50,6 +50,17 @@ def test_frozen_and_masked() -> None:
     assert "port = 8100" in settings.lines()
 
 
+def test_the_log_says_what_was_chosen_and_where_it_is() -> None:
+    settings = ServiceSettings(lease_s=5, database="none", access_log=False)
+
+    assert settings.lines() == [
+        "host = 127.0.0.1",
+        "port = 8100",
+        "lease_s = 5.0",
+        "database = none",
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
