@@ -6,15 +6,18 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
 from kvflow.bench import ARMS, BenchOptions, LineProgress, choose_arms, run_bench
 from kvflow.bench.report import headline, render_report, require_report_packages
-from kvflow.cli.long_runs import check_writable, signals_clean_up
+from kvflow.cli.choices import one_of
+from kvflow.cli.long_runs import signals_clean_up
+from kvflow.cli.output import check_writable, say, write
 from kvflow.engine.device import Device
 from kvflow.errors import InvalidInputError
 from kvflow.workload import find_scenario, load_scenario, shipped_scenarios
@@ -92,8 +95,6 @@ def bench(
         raise InvalidInputError(
             ["SCENARIO"], "is missing; name a scenario file, or one of those that --list shows"
         )
-    if device not in get_args(Device):
-        raise InvalidInputError(["--device"], f"{device!r} is unknown; use auto, cpu or cuda")
     if storage_dir is not None and not os.access(storage_dir, os.W_OK | os.X_OK):
         raise InvalidInputError(
             ["--storage-dir"], f"{storage_dir!r} is not a folder that this user can write to"
@@ -106,7 +107,7 @@ def bench(
         arms=choose_arms(names, loaded),
         base=file.parent,
         repeats=repeats,
-        device=cast(Device, device),
+        device=one_of("--device", device, get_args(Device)),
         model=model,
         engines_at_once=engines_at_once,
         engine_args=tuple(engine_arg or ()),
@@ -125,9 +126,9 @@ def bench(
         raise
     _show(result, console)
     if json_file is not None:
-        _write(json.dumps(result, indent=1), json_file, "Figures", console)
+        write(json.dumps(result, indent=1), json_file, "Figures", console)
     if html_file is not None:
-        _write(render_report(result), html_file, "Report", console)
+        write(render_report(result), html_file, "Report", console)
 
 
 def _show_scenarios(console: Console) -> None:
@@ -164,7 +165,7 @@ def _show(result: Mapping[str, Any], console: Console) -> None:
         console.print()
         console.print(compared)
     for line in ("", headline(result), _outputs_line(result)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _outputs_line(result: Mapping[str, Any]) -> str:
@@ -192,19 +193,9 @@ def _table(*columns: str) -> Table:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[LineProgress]:
-    def write(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    tell = partial(say, console)
     if not console.is_terminal:
-        yield LineProgress(write)
+        yield LineProgress(tell)
         return
     with console.status("starting") as status:
-        yield LineProgress(write, status)
-
-
-def _write(text: str, file: str, what: str, console: Console) -> None:
-    if file == "-":
-        typer.echo(text)
-        return
-    Path(file).write_text(text + "\n", encoding="utf-8")
-    console.print(f"{what}: {file}", markup=False, highlight=False, soft_wrap=True)
+        yield LineProgress(tell, status)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, cast, get_args
+from functools import partial
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
 
-from kvflow.cli.long_runs import check_writable, signals_clean_up
-from kvflow.demo import DemoOptions, DemoResult, render, run_demo, to_json
+from kvflow.cli.choices import one_of
+from kvflow.cli.long_runs import signals_clean_up
+from kvflow.cli.output import check_writable, say, write
+from kvflow.demo import DemoOptions, render, run_demo, to_json
 from kvflow.demo.arms import ARMS, DEFAULT_ARMS, choose_arms
 from kvflow.demo.progress import LiveProgress, PlainProgress, Progress
 from kvflow.engine.device import Device
-from kvflow.errors import InvalidInputError
 
 __all__ = ["demo"]
 
@@ -42,13 +43,11 @@ def demo(
     Starts real SGLang servers one after the other, lets ten agents work through some feature
     requests on each, and shows what KVFlow changed.  Takes five to ten minutes on two cores.
     """
-    if device not in get_args(Device):
-        raise InvalidInputError(["--device"], f"{device!r} is unknown; use auto, cpu or cuda")
     names = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
     options = DemoOptions(
         arms=choose_arms(names),
         rounds=rounds,
-        device=cast(Device, device),
+        device=one_of("--device", device, get_args(Device)),
         keep_logs=keep_logs,
     )
     check_writable("--json", json_file)
@@ -62,21 +61,10 @@ def demo(
         raise
     render(result, console)
     if json_file is not None:
-        _write(result, json_file, console)
+        write(json.dumps(to_json(result), indent=2), json_file, "Figures", console)
 
 
 def _progress(console: Console) -> Progress:
     if console.is_terminal:
         return LiveProgress(console)
-    return PlainProgress(
-        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
-    )
-
-
-def _write(result: DemoResult, json_file: str, console: Console) -> None:
-    text = json.dumps(to_json(result), indent=2)
-    if json_file == "-":
-        typer.echo(text)
-        return
-    Path(json_file).write_text(text + "\n", encoding="utf-8")
-    console.print(f"Figures: {json_file}", markup=False, highlight=False, soft_wrap=True)
+    return PlainProgress(partial(say, console))

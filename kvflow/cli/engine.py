@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, cast, get_args
+from typing import Annotated, get_args
 
 import typer
 
+from kvflow.cli.choices import one_of
 from kvflow.engine import EngineOptions, exec_engine, prepare
 from kvflow.engine.device import Device
 from kvflow.engine.options import DEFAULT_HOST, DEFAULT_PORT
-from kvflow.errors import InvalidInputError
 
 __all__ = ["engine"]
 
@@ -62,11 +62,9 @@ def engine(  # noqa: PLR0917 - each is an option by name
     This process becomes the engine.  The plugin in it looks for the KVFlow service at
     KVFLOW_SERVICE_URL (default http://127.0.0.1:8100) and does without while there is none.
     """
-    if device not in get_args(Device):
-        raise InvalidInputError(["--device"], f"{device!r} is unknown; use auto, cpu or cuda")
     options = EngineOptions(
         model=model,
-        device=cast(Device, device),
+        device=one_of("--device", device, get_args(Device)),
         host=host,
         port=port,
         radix="kvflow" if kvflow else "stock",

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Final, cast, get_args
 
 import typer
 from rich.console import Console
 
-from kvflow.cli.long_runs import check_writable
+from kvflow.cli.choices import one_of
+from kvflow.cli.output import check_writable, write
 from kvflow.errors import InvalidInputError
-from kvflow.simulator import POLICIES, CostModel, EngineModel, PolicyName, WritePolicy
+from kvflow.simulator import (
+    POLICIES,
+    CostModel,
+    EngineModel,
+    Graphs,
+    Order,
+    PolicyName,
+    WritePolicy,
+)
 from kvflow.simulator import report as simulation_report
 from kvflow.simulator import simulate as run_simulation
 from kvflow.simulator.cost_files import read_cost_model
@@ -20,7 +29,9 @@ from kvflow.workload import Scenario, build_workload, find_scenario, load_scenar
 
 __all__ = ["simulate"]
 
-_WRITE_POLICIES = ("write_through", "write_through_selective", "write_back")
+_WRITE_POLICIES: Final[tuple[WritePolicy, ...]] = get_args(WritePolicy)
+_ORDERS: Final[tuple[Order, ...]] = get_args(Order)
+_GRAPHS: Final[tuple[Graphs, ...]] = get_args(Graphs)
 
 
 def simulate(
@@ -76,16 +87,10 @@ def simulate(
     chosen = _policies(policies)
     path = find_scenario(scenario)
     given = _with_sizes(load_scenario(path), device_tokens, host_tokens)
-    if write_policy not in _WRITE_POLICIES:
-        raise InvalidInputError(
-            ["--write-policy"], f"{write_policy!r} is unknown; use {', '.join(_WRITE_POLICIES)}"
-        )
     engine = EngineModel(
-        write_policy=cast(WritePolicy, write_policy),
-        order=cast("Literal['steps', 'time']", _one_of("--order", order, "steps", "time")),
-        graphs=cast(
-            "Literal['declared', 'learned']", _one_of("--graphs", graphs, "declared", "learned")
-        ),
+        write_policy=one_of("--write-policy", write_policy, _WRITE_POLICIES),
+        order=one_of("--order", order, _ORDERS),
+        graphs=one_of("--graphs", graphs, _GRAPHS),
         host_for_all=host_for_all,
     )
     prices = _costs(costs, gpu, model)
@@ -106,14 +111,9 @@ def simulate(
                 )
             )
     simulation_report.render(given, prices, results, console)
-    if json_file is None:
-        return
-    text = json.dumps(simulation_report.to_json(given, prices, engine, results), indent=2)
-    if json_file == "-":
-        typer.echo(text)
-        return
-    Path(json_file).write_text(text + "\n", encoding="utf-8")
-    console.print(f"Figures: {json_file}", markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        figures = simulation_report.to_json(given, prices, engine, results)
+        write(json.dumps(figures, indent=2), json_file, "Figures", console)
 
 
 def _policies(text: str) -> list[PolicyName]:
@@ -124,12 +124,6 @@ def _policies(text: str) -> list[PolicyName]:
                 ["--policies"], f"{name!r} is unknown; use all, or some of {', '.join(POLICIES)}"
             )
     return cast("list[PolicyName]", list(dict.fromkeys(names)))
-
-
-def _one_of(option: str, given: str, *known: str) -> str:
-    if given not in known:
-        raise InvalidInputError([option], f"{given!r} is unknown; use {' or '.join(known)}")
-    return given
 
 
 def _costs(file: str | None, gpu: str, model: str) -> CostModel:

@@ -3,6 +3,8 @@
 from kvflow.simulator.base import (
     POLICIES,
     EngineModel,
+    Graphs,
+    Order,
     PolicyName,
     SimulationResult,
     TierTokens,
@@ -15,6 +17,8 @@ __all__ = [
     "POLICIES",
     "CostModel",
     "EngineModel",
+    "Graphs",
+    "Order",
     "PolicyName",
     "SimulationResult",
     "TierTokens",

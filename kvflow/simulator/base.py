@@ -8,6 +8,8 @@ from typing import Final, Literal, get_args
 __all__ = [
     "POLICIES",
     "EngineModel",
+    "Graphs",
+    "Order",
     "PolicyName",
     "SimulationResult",
     "TierTokens",
@@ -33,6 +35,8 @@ tier, and storage, where the sizes have one. ``EngineModel.host_for_all`` gives 
 
 POLICIES: Final[tuple[PolicyName, ...]] = get_args(PolicyName)
 
+Order = Literal["steps", "time"]
+Graphs = Literal["declared", "learned"]
 WritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 
 
@@ -73,8 +77,8 @@ class EngineModel:
     fetch_tokens: int = 256
     load_choice: Literal["auto", "load", "recompute"] = "auto"
     prefetch_max_tokens: int = 8192
-    order: Literal["steps", "time"] = "steps"
-    graphs: Literal["declared", "learned"] = "declared"
+    order: Order = "steps"
+    graphs: Graphs = "declared"
     hint_s: float = 0.0
     client_s: float = 0.0
     receive_s: float = 0.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Literal
 
 from kvflow.errors import AgentNotFoundError
 from kvflow.graph import WorkflowState
 from kvflow.graph.learning import LearnedFamilies, LearnedState, family_of
 from kvflow.graph.timing import FamilyDurations, StepTimes
 from kvflow.sglang_plugin.control import ServiceUpdate, WorkflowKey, WorkflowUpdate
+from kvflow.simulator.base import Graphs
 from kvflow.workload import WorkloadWorkflow
 
 __all__ = ["InformedService", "InformedWorkflow"]
@@ -23,7 +23,7 @@ class InformedService:
         times: whether engines are told expected times.
     """
 
-    def __init__(self, graphs: Literal["declared", "learned"], *, times: bool) -> None:
+    def __init__(self, graphs: Graphs, *, times: bool) -> None:
         self._graphs = graphs
         self._families = LearnedFamilies()
         self._durations: dict[str, FamilyDurations] = {}

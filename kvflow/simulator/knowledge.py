@@ -19,8 +19,8 @@ from kvflow.eviction import (
     eviction_key,
 )
 from kvflow.sglang_plugin.control import ServiceUpdate
-from kvflow.sglang_plugin.due_times import Order
 from kvflow.sglang_plugin.weights import WorkflowWeights
+from kvflow.simulator.base import Order
 from kvflow.simulator.prefixes import Path
 from kvflow.simulator.radix import Node, RadixTree
 from kvflow.simulator.requests import Request

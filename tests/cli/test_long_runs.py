@@ -3,12 +3,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from kvflow.cli.long_runs import check_writable, signals_clean_up
-from kvflow.errors import InvalidInputError
+from kvflow.cli.long_runs import signals_clean_up
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -51,15 +49,3 @@ def test_what_was_ignored_stays_so(number: signal.Signals) -> None:
     with signals_clean_up():
         signal.raise_signal(number)
     assert signal.getsignal(number) is signal.SIG_IGN
-
-
-def test_what_can_be_written_is_let_through(tmp_path: Path) -> None:
-    for file in (None, "-", str(tmp_path / "new.json")):
-        check_writable("--json", file)
-
-
-def test_what_cannot_be_written_is_refused_by_the_name_of_its_option(tmp_path: Path) -> None:
-    for file in (str(tmp_path), str(tmp_path / "none" / "f.json")):
-        with pytest.raises(InvalidInputError) as caught:
-            check_writable("--html", file)
-        assert caught.value.field == ("--html",)
