@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from kvflow.engine.machine import cpu_model
+
 __all__ = ["describe_environment", "write_result"]
 
 _PACKAGES = (
@@ -40,7 +42,7 @@ def describe_environment() -> dict[str, object]:
         "os": f"{platform.system()} {platform.release()}",
         "libc": " ".join(platform.libc_ver()),
         "machine": platform.machine(),
-        "cpu_model": _cpu_model(),
+        "cpu_model": cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average_1min": os.getloadavg()[0],
@@ -62,14 +64,6 @@ def _package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or "unknown"
 
 
 def _commit() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,8 +22,8 @@ from kvflow.bench.rows import Run
 from kvflow.bench.running import SEED, ArmSetup, RunningArm
 from kvflow.bench.vocabulary import read_vocabulary
 from kvflow.demo.log_folder import log_folder
-from kvflow.demo.machine import hardware, versions
 from kvflow.engine.device import Device, choose_device, torch_is_cpu_build, visible_gpus
+from kvflow.engine.machine import available_bytes, hardware, versions
 from kvflow.errors import InvalidInputError
 from kvflow.workload import Scenario, Workload, build_workload
 
@@ -98,7 +97,7 @@ def run_bench(options: BenchOptions, progress: Progress) -> BenchResult:
     device = choose_device(options.device, gpus, torch_is_cpu_build())
     at_once = options.engines_at_once
     if at_once is None:
-        at_once = 1 if device == "cuda" else _engines_that_fit(_available_bytes())
+        at_once = 1 if device == "cuda" else _engines_that_fit(available_bytes())
     results: list[ArmResult] = []
     with ExitStack() as stack:
         folder = stack.enter_context(log_folder("bench", keep=options.keep_logs))
@@ -259,13 +258,5 @@ def _groups(arms: Sequence[BenchArm], size: int) -> Iterator[Sequence[BenchArm]]
         yield arms[start : start + size]
 
 
-def _engines_that_fit(available_bytes: int) -> int:
-    return max(1, available_bytes // _CPU_ENGINE_BYTES)
-
-
-def _available_bytes() -> int:
-    """Memory that can be had without swapping, as the kernel estimates it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def _engines_that_fit(free_bytes: int | None) -> int:
+    return max(1, (free_bytes or 0) // _CPU_ENGINE_BYTES)

@@ -21,6 +21,7 @@ from kvflow.agent_sdk.settings import ClientSettings
 from kvflow.engine.command import EngineCommand
 from kvflow.engine.device import torch_is_cpu_build, visible_gpus
 from kvflow.engine.launch import prepare
+from kvflow.engine.machine import available_bytes
 from kvflow.engine.model import smollm2_folder
 from kvflow.engine.options import DEFAULT_HOST, DEFAULT_PORT, EngineOptions
 from kvflow.engine.paths import cache_dir
@@ -87,7 +88,7 @@ def look_around() -> Machine:
         packages={name: _version(name) for name in _PACKAGES},
         gpus=visible_gpus(),
         torch_cpu_build=torch_is_cpu_build(),
-        memory_bytes=_available_memory(),
+        memory_bytes=available_bytes(),
         cache=cache,
         cache_writable=os.access(existing, os.W_OK),
         cache_free_bytes=shutil.disk_usage(existing).free,
@@ -147,17 +148,6 @@ def _glibc() -> tuple[int, int] | None:
         return None
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _listens(host: str, port: int) -> bool:

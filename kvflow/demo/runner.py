@@ -17,7 +17,6 @@ from kvflow.demo.bound import clairvoyant_hits
 from kvflow.demo.calls import CallFailedError, connect
 from kvflow.demo.engine_side import EngineSide
 from kvflow.demo.log_folder import log_folder
-from kvflow.demo.machine import hardware, versions
 from kvflow.demo.progress import Progress
 from kvflow.demo.service import ServiceProcess
 from kvflow.demo.summary import ArmResult, DemoResult
@@ -26,6 +25,7 @@ from kvflow.demo.workflow import CallRecord, make_agents, run_rounds, team_workf
 from kvflow.engine import EngineOptions, EngineProcess, free_port, prepare
 from kvflow.engine.device import Device, visible_gpus
 from kvflow.engine.flags import flag_value
+from kvflow.engine.machine import hardware, versions
 from kvflow.errors import EnvironmentProblemError, InvalidInputError
 
 __all__ = ["MODEL", "SEED", "DemoOptions", "run_demo"]

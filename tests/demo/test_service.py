@@ -30,5 +30,5 @@ def test_a_service_that_cannot_start_says_why(
     with pytest.raises(EnvironmentProblemError) as caught, ServiceProcess(log):
         pass
     assert "exit status 2" in caught.value.problem
-    assert "lease_s" in caught.value.problem
+    assert "KVFLOW_LEASE_S" in caught.value.problem
     assert str(log) in caught.value.remedy
