@@ -75,6 +75,21 @@ def test_the_same_tokens_and_the_plugin_sees_the_agent(
     )
 
 
+def test_a_response_is_a_step_too(engine: RunningEngine, service: RunningService) -> None:
+    with _client(service.url) as client:
+        (model,) = client.models.list()
+        raw = client.responses.with_raw_response.create(
+            model=model.id,  # SGLang takes no other name here
+            input="What is the capital of France?",
+            max_output_tokens=4,
+            extra_body={"agent_hints": {"workflow_id": "responding", "agent_id": "asker"}},
+        )
+    assert raw.parse().output_text
+    assert json.loads(raw.headers["x-kvflow-hints"])["steps"] == "learned from"
+    url = f"{service.url}/v1/workflows/responding"
+    eventually(lambda: httpx2.get(url).json().get("steps_started") == 1)
+
+
 def test_steps_in_band_pass_through(engine: RunningEngine, service: RunningService) -> None:
     predicted = engine.metric("kvflow_requests_total", agent_class="predicted")
     params = {
