@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 import uuid
@@ -24,6 +25,7 @@ from kvflow.server.learned.orders import LearnedOrders, expected_times
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.recorder import Recorder
 from kvflow.server.store import (
+    Change,
     ExpectedTimes,
     StoreConflictError,
     StoreUnavailableError,
@@ -41,6 +43,9 @@ _LARGE_GRAPH: Final = 2_000
 _SWEEP_BATCH: Final = 256
 _CONFLICTS: Final = 200
 _CONFLICT_PAUSE_S: Final = 0.01
+_FOLLOW_AGAIN_S: Final = 1.0
+
+logger = logging.getLogger("kvflow.server")
 
 T = TypeVar("T")
 
@@ -91,16 +96,30 @@ class Workflows:
                 self._streams.publish(state)
 
     async def follow(self) -> None:
-        """Show the engines what all replicas do, where several share the store."""
-        async for changes in self._store.changes():
-            for change in changes:
-                if change.stream_key is None:
-                    with suppress(StoreUnavailableError):  # it will be said again
-                        await self._reload()
-                elif change.state is not None:
-                    self._streams.publish(change.state)
-                else:
-                    self._streams.close(change.stream_key)
+        """Show the engines what all replicas do, where several share the store, and what the store
+        has lost. Ends with the store's changes only."""
+        while True:
+            try:
+                async for changes in self._store.changes():
+                    for change in changes:
+                        await self._take(change)
+            except Exception:
+                # Engines that hear nothing more would be worse than any change that is no good.
+                logger.exception("a change in the store could not be told to the engines")
+                await asyncio.sleep(_FOLLOW_AGAIN_S)
+                await self._take(Change(None))
+            else:
+                return
+
+    async def _take(self, change: Change) -> None:
+        if change.stream_key is None:
+            with suppress(StoreUnavailableError):  # it will be said again
+                await self._reload()
+        elif change.state is not None:
+            self._streams.publish(change.state)
+        else:
+            self._streams.close(change.stream_key)
+            self._orders.gone(change.stream_key)
 
     async def _reload(self) -> None:
         gone = set(self._streams.keys())

@@ -23,7 +23,7 @@ from kvflow.server.store import (
     ExpectedTimes,
     LearnedKey,
     LearnedKind,
-    WorkflowKey,
+    StreamKey,
     WorkflowRecord,
 )
 
@@ -54,7 +54,7 @@ class LearnedOrders:
     def __init__(self) -> None:
         self._families = LearnedFamilies()
         self._durations: OrderedDict[FamilyKey, FamilyDurations] = OrderedDict()
-        self._times: dict[WorkflowKey, StepTimes] = {}
+        self._times: dict[StreamKey, StepTimes] = {}
 
     @staticmethod
     def fresh_state() -> LearnedState:
@@ -80,29 +80,33 @@ class LearnedOrders:
 
         What these teach of durations is taken as the copy is told of them.
         """
-        known = self._times.get(record.key)
+        known = self._times.get(record.stream_key)
         return StepTimes(self._durations_of(record)) if known is None else known.copy()
 
     def applied(self, record: WorkflowRecord, times: StepTimes) -> None:
         """The workflow was stored after events: keep its times, take what it teaches of order."""
-        self._times[record.key] = times
+        self._times[record.stream_key] = times
         if isinstance(record.state, LearnedState):
             record.state.model.learn(record.state.take_lessons())
 
     def expected(self, record: WorkflowRecord, now_s: float) -> ExpectedTimes | None:
         """When the workflow's agents are expected to run, as seen now."""
-        times = self._times.get(record.key)
+        times = self._times.get(record.stream_key)
         if times is None:
             times = StepTimes(self._durations_of(record))
         return expected_times(record.state, times, now_s)
 
     def closed(self, record: WorkflowRecord) -> None:
         """The workflow is over."""
-        self._times.pop(record.key, None)
+        self.gone(record.stream_key)
         if isinstance(record.state, LearnedState):
             state = record.state.copy()
             state.end()
             state.model.learn(state.take_lessons())
+
+    def gone(self, key: StreamKey) -> None:
+        """The workflow is over, here or at another service on the same store."""
+        self._times.pop(key, None)
 
     def families(self, namespace: str, client_id: str | None) -> Iterator[LearnedFamily]:
         """What is known there, the family used least recently first; of all clients if None."""

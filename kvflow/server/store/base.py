@@ -259,7 +259,8 @@ class WorkflowStore(Protocol):
         """
 
     async def get(self, key: WorkflowKey) -> WorkflowRecord | None:
-        """The workflow, or ``None``."""
+        """The workflow, or ``None``. One that cannot be read back is lost: there is none, its id
+        is free again, and ``changes`` says that it has ended."""
 
     async def delete(self, record: WorkflowRecord) -> None:
         """Forget the workflow, which is in the store as this record.
@@ -292,7 +293,7 @@ class WorkflowStore(Protocol):
 
     def changes(self) -> AsyncIterator[Sequence[Change]]:
         """What happens from now on, in order for each workflow. Of a store that is not shared:
-        nothing, and it ends."""
+        which workflows it has lost, as they could not be read back."""
 
     async def note(self, kind: NoteKind, name: str, values: Mapping[str, object] | None) -> None:
         """Remember something small, or forget it."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +37,15 @@ from kvflow.server.store.encoding import (
 from kvflow.server.store.sqlite_file import DatabaseFile
 from kvflow.server.store.sqlite_reader import Listed, Reader
 from kvflow.server.store.sqlite_writer import Writer
-from kvflow.server.store.sqlite_writes import Created, Deleted, Learned, Noted, Ticked, Updated
+from kvflow.server.store.sqlite_writes import (
+    Created,
+    Deleted,
+    Learned,
+    Noted,
+    Ticked,
+    Updated,
+    write_all,
+)
 
 __all__ = ["SQLiteStore"]
 
@@ -50,6 +60,7 @@ class _Entry:
     """What is known of every workflow, whether or not the rest of it is in memory."""
 
     row: int
+    client_id: str
     version: int
     expires_at_s: float
     journal_chars: int = 0
@@ -84,6 +95,7 @@ class SQLiteStore:
         self._records: OrderedDict[WorkflowKey, WorkflowRecord] = OrderedDict()
         self._deadlines = Deadlines(self._expires_at_s)
         self._graphs: OrderedDict[int, tuple[AgentStepGraph, str, str]] = OrderedDict()
+        self._dropped: asyncio.Queue[Change] = asyncio.Queue()
         self._inserting = 0
         self._next_row = 1
         self._file = DatabaseFile(path)
@@ -112,7 +124,7 @@ class SQLiteStore:
     async def insert(self, record: WorkflowRecord) -> None:
         if len(self._entries) + self._inserting >= self._max_workflows:
             raise StoreFullError(self._max_workflows)
-        entry = _Entry(self._next_row, record.version, record.expires_at_s)
+        entry = _Entry(self._next_row, record.client_id, record.version, record.expires_at_s)
         self._next_row += 1
         graph, digest = self._graph(record.graph)
         write = Created(
@@ -166,16 +178,14 @@ class SQLiteStore:
             self._records.move_to_end(key)
             return record
         for found in await self._reader.run(partial(self._reader.workflows, [entry.row])):
-            return self._read_back(found.record, entry)
-        if self._entries.get(key) is entry:
-            # It cannot be read back, as the log says; its id must not be taken for ever.
-            del self._entries[key]
-            await self._writer.write(Deleted(entry.row))
+            if found.record is not None:
+                return self._read_back(found.record, entry)
+            await self._drop(key, entry)
         return None
 
     async def delete(self, record: WorkflowRecord) -> None:
         await self._writer.write(Deleted(self._entries[record.key].row))
-        del self._entries[record.key]
+        self._entries.pop(record.key, None)
         self._records.pop(record.key, None)
 
     async def page(
@@ -198,7 +208,8 @@ class SQLiteStore:
         }
         if absent:
             for found in await self._reader.run(partial(self._reader.workflows, list(absent))):
-                page[found.record.key] = self._read_back(found.record, absent[found.row])
+                if (record := found.record) is not None:
+                    page[record.key] = self._read_back(record, absent[found.row])
         return [record for record in page.values() if record is not None]
 
     async def expired(self, now_s: float, limit: int) -> list[WorkflowKey]:
@@ -214,9 +225,8 @@ class SQLiteStore:
             await asyncio.sleep(0)
 
     async def changes(self) -> AsyncIterator[Sequence[Change]]:
-        no_others: Sequence[Sequence[Change]] = ()
-        for none in no_others:
-            yield none
+        while True:
+            yield [await self._dropped.get()]
 
     async def note(self, kind: NoteKind, name: str, values: Mapping[str, object] | None) -> None:
         await self._writer.write(Noted(kind, name, None if values is None else json.dumps(values)))
@@ -249,7 +259,17 @@ class SQLiteStore:
             self._deadlines.add(one.expires_at_s, one.key, self._entries)
             self._next_row = one.row + 1
             states.append(one.told)
+        if self._reader.nameless:
+            with suppress(sqlite3.Error), closing(self._file.connect()) as connection:
+                write_all(connection, [Deleted(row) for row in self._reader.nameless])
         return states
+
+    async def _drop(self, key: WorkflowKey, entry: _Entry) -> None:
+        """Forget a workflow that cannot be read back: its id must not be taken for ever."""
+        await self._writer.write(Deleted(entry.row))
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+            self._dropped.put_nowait(Change((entry.client_id, key[1])))
 
     def _read_back(self, record: WorkflowRecord, entry: _Entry) -> WorkflowRecord:
         """Take a workflow into memory, unless it was changed while it was being read."""
@@ -285,4 +305,11 @@ class SQLiteStore:
 
 
 def _entry(one: Listed) -> _Entry:
-    return _Entry(one.row, one.version, one.expires_at_s, one.journal_chars, one.state_chars)
+    return _Entry(
+        one.row,
+        one.told.client_id,
+        one.version,
+        one.expires_at_s,
+        one.journal_chars,
+        one.state_chars,
+    )

@@ -62,10 +62,10 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A workflow read back whole."""
+    """A workflow read back whole; ``None``: it is there, but cannot be read."""
 
     row: int
-    record: WorkflowRecord
+    record: WorkflowRecord | None
 
 
 class Reader:
@@ -76,6 +76,7 @@ class Reader:
         self._connection = file.connect(read_only=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvflow-store-read")
         self._graphs: WeakValueDictionary[str, AgentStepGraph] = WeakValueDictionary()
+        self.nameless: list[int] = []
 
     async def run(self, read: Callable[[], T]) -> T:
         """Call one of the methods below on the reader's thread.
@@ -100,17 +101,26 @@ class Reader:
         return float(now_s)
 
     def listed(self) -> Iterator[Listed]:
-        """All workflows, in the order in which they were created."""
+        """All workflows, in the order in which they were created.
+
+        Those that cannot be told from others are left out, and their rows put to ``nameless``.
+        """
         last = 0
         while rows := self._connection.execute(_LIST, (last, _LISTED_AT_ONCE)).fetchall():
             for row, namespace, workflow_id, details, version, expires_at_s, steps, *sizes in rows:
-                client_id = json.loads(details)["client_id"]
+                client_id = _client_id(details)
+                if client_id is None:
+                    logger.error(
+                        "workflow number %d in %s cannot be read and is dropped", row, self._path
+                    )
+                    self.nameless.append(row)
+                    continue
                 told = StoredState((client_id, workflow_id), steps)
                 yield Listed(row, (namespace, workflow_id), version, expires_at_s, told, *sizes)
             last = rows[-1][0]
 
     def workflows(self, rows: Sequence[int]) -> list[Found]:
-        """These workflows, at one point in time; those not there, or not legible, are left out."""
+        """These workflows, at one point in time; those that are not there are left out."""
         self._connection.execute("BEGIN")
         try:
             found = (self._legible(row) for row in rows)
@@ -160,7 +170,7 @@ class Reader:
             return self._workflow(row)
         except (KVFlowError, ValueError, KeyError, TypeError, IndexError):
             logger.exception("workflow number %d in %s cannot be read back", row, self._path)
-            return None
+            return Found(row, None)
 
     def _workflow(self, row: int) -> Found | None:
         one = self._connection.execute(_WORKFLOW, (row,)).fetchone()
@@ -196,3 +206,11 @@ class Reader:
             ).fetchone()
             graph = self._graphs[digest] = graph_from_text(content)
         return graph
+
+
+def _client_id(details: str) -> str | None:
+    try:
+        client_id = json.loads(details)["client_id"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return client_id if isinstance(client_id, str) else None

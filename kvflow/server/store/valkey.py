@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from kvflow.errors import KVFlowError
 from kvflow.graph import AgentStepGraph
 from kvflow.protocol import StepEvent
 from kvflow.server.store.base import (
@@ -154,7 +155,12 @@ class ValkeyStore:
             return None
         if known is not None and found[0] == revision:
             return known.record
-        read = self._decoded(key, *found)
+        try:
+            read = self._decoded(key, *found)
+        except (KVFlowError, ValueError, KeyError, TypeError, IndexError):
+            logger.exception("workflow %r cannot be read back and is dropped", "/".join(key))
+            await self._drop(key, found[0])
+            return None
         self._remember(read)
         return read.record
 
@@ -217,7 +223,7 @@ class ValkeyStore:
             yield [
                 StoredState((client_id, key[1]), steps)
                 for key, (client_id, steps) in zip(keys, found, strict=True)
-                if steps is not None
+                if client_id is not None and steps is not None
             ]
             start = keys[-1]
         self._read_to = (last_id, int(number))
@@ -277,6 +283,14 @@ class ValkeyStore:
 
     async def close(self) -> None:
         await self._link.close()
+
+    async def _drop(self, key: WorkflowKey, token: str) -> None:
+        """Forget a workflow that cannot be read back: its id must not be taken for ever."""
+        self._known.pop(key, None)
+        with self._link.answering():
+            client_id = await self._link.client.hget(_names(key)[0], "client")
+        # If another replica was faster, it has done the same.
+        await self._link.run(DELETE, _names(key), _member(key), token, client_id or key[0], key[1])
 
     async def _tick(self) -> None:
         if time.monotonic() > self._synced[1] + _TICK_S:

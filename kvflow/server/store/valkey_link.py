@@ -142,10 +142,18 @@ class Link:
 
     def _warn_if_not_durable(self, client: Any) -> None:
         try:
-            kept = client.config_get("appendonly").get("appendonly") == "yes"
+            found: Any = client.config_get("appendonly", "maxmemory", "maxmemory-policy")
         except redis.RedisError:
             return  # managed servers do not tell
-        if not kept:
+        policy = found.get("maxmemory-policy", "noeviction")
+        if found.get("maxmemory", "0") != "0" and policy != "noeviction":
+            logger.warning(
+                "the Valkey server at %s throws away keys when its memory is full "
+                "(maxmemory-policy %s), workflows among them; set it to noeviction",
+                self.where,
+                policy,
+            )
+        if found.get("appendonly") != "yes":
             logger.warning(
                 "the Valkey server at %s keeps no append-only file: what is acknowledged is lost "
                 "with it (docs/durability.md)",

@@ -72,7 +72,7 @@ if found[1] ~= ARGV[2] then return 'conflict' end
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('ZREM', 'kvflow:keys', ARGV[1])
 redis.call('ZREM', 'kvflow:expires', ARGV[1])
-if redis.call('HINCRBY', 'kvflow:graph-users', found[2], -1) <= 0 then
+if found[2] and redis.call('HINCRBY', 'kvflow:graph-users', found[2], -1) <= 0 then
   redis.call('HDEL', 'kvflow:graph-users', found[2])
   redis.call('DEL', 'kvflow:graph:' .. found[2])
 end
@@ -86,7 +86,7 @@ READ: Final = """
 local found = redis.call('HMGET', KEYS[1], 'token', 'details', 'graph', 'expires_at_s', 'state')
 if not found[1] then return false end
 if found[1] == ARGV[1] then return {found[1]} end
-local graph = redis.call('GET', 'kvflow:graph:' .. found[3])
+local graph = found[3] and redis.call('GET', 'kvflow:graph:' .. found[3])
 return {found[1], found[2], graph, found[4], found[5] or '',
         redis.call('LRANGE', KEYS[2], 0, -1)}
 """

@@ -129,6 +129,14 @@ async def test_engines_of_every_replica_see_all_workflows(replicas: list[Replica
         task.cancel()
 
 
+async def test_a_replica_keeps_nothing_of_what_ended_at_another(replicas: list[Replica]) -> None:
+    for i in range(5):
+        await replicas[0].http.post("/v1/workflows", json=cycle(f"w{i}"))
+        await replicas[0].http.post(f"/v1/workflows/w{i}/events", json=started("a0"))
+        await replicas[1].http.delete(f"/v1/workflows/w{i}")
+    await until(lambda: not replicas[0].service.workflows._orders._times)
+
+
 async def test_workflows_expire_once(replicas: list[Replica]) -> None:
     for i in range(20):
         await replicas[i % 2].http.post("/v1/workflows", json=cycle(f"w{i}", ttl_s=0.3))
@@ -225,6 +233,18 @@ async def test_the_clock_takes_no_jumps(server: ValkeyServer) -> None:
     assert before_s < latest.now_s() < before_s + 15
     for one in (store, later, latest):
         await one.close()
+
+
+async def test_a_server_that_throws_keys_away_is_warned_of(
+    server: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ValkeyStore(server.address, 10).close()
+    assert "noeviction" not in caplog.text
+    with server.client() as client:
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    await ValkeyStore(server.address, 10).close()
+    assert "(maxmemory-policy allkeys-lru), workflows among them" in caplog.text
 
 
 async def test_a_newer_form_is_refused(server: ValkeyServer) -> None:
