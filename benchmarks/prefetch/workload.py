@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from kvflow.bench.reply import Reply
+from kvflow.bench.summary import prefetch_figures as counted_figures
 from kvflow.demo.summary import percentile
 
 __all__ = [
@@ -169,30 +170,8 @@ def differences(arms: Mapping[str, Sequence[Call]]) -> list[dict[str, Any]]:
     ]
 
 
-_FIGURES: Final = {
-    "loaded_tokens": 'kvflow_prefetched_tokens_total{copy="load"}',
-    "fetched_tokens": 'kvflow_prefetched_tokens_total{copy="fetch"}',
-    **{
-        f"{outcome}_tokens": f'kvflow_prefetch_outcome_tokens_total{{outcome="{outcome}"}}'
-        for outcome in ("used", "wasted", "cancelled", "late")
-    },
-    **{
-        f"stall_{cause}_s": f'kvflow_stall_seconds_total{{cause="{cause}"}}'
-        for cause in ("wait", "load", "recompute")
-    },
-    **{
-        f"predictions_{result}": f'kvflow_predictions_total{{result="{result}"}}'
-        for result in ("hit", "miss")
-    },
-}
-
-
 def prefetch_figures(
     before: Mapping[str, float], after: Mapping[str, float]
 ) -> dict[str, float] | None:
     """What the plugin counted between two readings of its metrics; None without the plugin."""
-    if not after:
-        return None
-    return {
-        name: after.get(sample, 0.0) - before.get(sample, 0.0) for name, sample in _FIGURES.items()
-    }
+    return counted_figures({name: after[name] - before.get(name, 0.0) for name in after})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -12,8 +12,6 @@ from kvflow.demo.summary import ArmResult, DemoResult
 from kvflow.demo.team import TEAM
 from kvflow.demo.workflow import CallRecord
 from tests.demo.wire import ChatWire
-
-AnswerMaker = Callable[..., Answer]
 
 METRICS = {
     'kvflow_prefetched_tokens_total{copy="load"}': 900.0,

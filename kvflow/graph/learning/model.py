@@ -124,12 +124,6 @@ class TransitionModel:
             return 0.0
         return min(1.0, counts.predecessors.get(source, 0.0) / counts.starts)
 
-    def entry_share(self, agent_id: str) -> float:
-        """Of the workflows, how many began with this agent."""
-        if not self._begun:
-            return 0.0
-        return min(1.0, self._began.get(agent_id, 0.0) / self._begun)
-
     def entries(self) -> list[str]:
         """The agents that workflows are predicted to begin with, the likeliest first."""
         likely = [(-count, agent_id) for agent_id, count in self._began.items()]
