@@ -36,6 +36,30 @@ class Batch:
         return sum(new for new, _ in self.parts)
 
 
+@dataclass(slots=True)
+class _Room:
+    """What is left for a batch.
+
+    Attributes:
+        budget: new tokens that it may still take.
+        promised: tokens that running and admitted requests will need, and that are not allocated
+            yet. A page more for each: SGLang leaves that out for those that run, and takes a
+            request back where it does not work out.
+    """
+
+    page: int
+    budget: int
+    promised: int
+
+    def take(self, batch: Batch, request: Request, new: int, before: int) -> None:
+        """Put ``new`` tokens of a request, which come after ``before``, into the batch."""
+        batch.requests.append(request)
+        batch.parts.append((new, before))
+        pages = _pages(new, self.page)
+        self.budget -= pages
+        self.promised += pages + self.page
+
+
 class BatchFormer:
     """Forms prefill batches.
 
@@ -65,77 +89,79 @@ class BatchFormer:
             running: how many requests decode.
             coming_tokens: what those are still going to generate.
         """
-        cache, engine = self._cache, self._engine
-        page = cache.page_tokens
+        engine, page = self._engine, self._cache.page_tokens
         batch = Batch()
-        budget = min(engine.chunked_prefill_tokens, engine.max_prefill_tokens)
-        # Promised to running and admitted requests, and not allocated yet. A page more for each
-        # that runs: SGLang leaves that out, and takes a request back where it does not work out.
-        promised = coming_tokens + running * page
+        room = _Room(
+            page,
+            budget=min(engine.chunked_prefill_tokens, engine.max_prefill_tokens),
+            promised=coming_tokens + running * page,
+        )
         places = engine.max_running_requests - running
         if chunked is not None:
-            left = chunked.prompt_tokens - chunked.computed_tokens
-            available = cache.free_tokens + cache.evictable_tokens - promised
-            new = min(left, budget if available <= 0 else min(budget, available))
-            if new < left:
-                new = new // page * page or min(left, page)
-            batch.requests.append(chunked)
-            batch.parts.append((new, chunked.computed_tokens))
-            budget -= _pages(new, page)
-            promised += _pages(new, page) + page
-            if new < left:
-                batch.chunked = chunked
-                return batch
-            promised += chunked.output_tokens
+            self._go_on(chunked, batch, room)
         for request in waiting:
-            if budget <= 0:
+            if batch.chunked is not None or room.budget <= 0:
                 break
             if len(batch.requests) >= places:
                 batch.full = True
                 break
-            match = cache.match(request.path, (request.prompt_tokens - 1) // page * page)
-            cached = match.device_tokens + match.host_tokens
-            cache.tree.lock(match.device_node)
-            extend = request.prompt_tokens - cached
-            # What SGLang reserves does not count what is going to be loaded.
-            wanted = request.prompt_tokens - match.device_tokens + request.output_tokens + page
-            if wanted >= cache.free_tokens + cache.evictable_tokens - promised:
-                cache.tree.unlock(match.device_node)
-                batch.full = bool(batch.requests or running)
-                break
-            node = match.device_node
-            loaded = 0
-            if match.host_tokens and self._wants_load(match.host_tokens):
-                loaded = cache.load_back(match.best_node)
-                if loaded:
-                    node = match.best_node
-            if not loaded:
-                extend = request.prompt_tokens - match.device_tokens
-            prefix = request.prompt_tokens - extend
-            new = extend
-            if _pages(extend, page) > budget:
-                new = (prefix + budget) // page * page - prefix
-                if new <= 0:
-                    cache.tree.unlock(match.device_node)
-                    break
-                batch.chunked = request
-            if node is not match.device_node:
-                cache.tree.lock(node)
-                cache.tree.unlock(match.device_node)
-            request.node = node
-            request.held_tokens = request.computed_tokens = prefix
-            request.hit_device = match.device_tokens
-            request.hit_storage = min(loaded, request.fetched_tokens)
-            request.hit_host = loaded - request.hit_storage
-            batch.requests.append(request)
-            batch.parts.append((new, prefix))
-            budget -= _pages(new, page)
-            promised += _pages(new, page) + page
-            if batch.chunked is None:
-                promised += request.output_tokens
-            else:
+            if not self._admitted(request, batch, room, running):
                 break
         return batch
+
+    def _available(self, room: _Room) -> int:
+        return self._cache.free_tokens + self._cache.evictable_tokens - room.promised
+
+    def _go_on(self, chunked: Request, batch: Batch, room: _Room) -> None:
+        """Take the next chunk of a request, or all that is left of it."""
+        page = room.page
+        left = chunked.prompt_tokens - chunked.computed_tokens
+        available = self._available(room)
+        new = min(left, room.budget if available <= 0 else min(room.budget, available))
+        if new < left:
+            new = new // page * page or min(left, page)
+        room.take(batch, chunked, new, chunked.computed_tokens)
+        if new < left:
+            batch.chunked = chunked
+        else:
+            room.promised += chunked.output_tokens
+
+    def _admitted(self, request: Request, batch: Batch, room: _Room, running: int) -> bool:
+        """Admit a request if it fits, whole or a first chunk of it; whether it does."""
+        cache, page = self._cache, room.page
+        match = cache.match(request.path, (request.prompt_tokens - 1) // page * page)
+        node, prefix = match.device_node, match.device_tokens
+        cache.tree.lock(node)
+        # What SGLang reserves does not count what is going to be loaded.
+        wanted = request.prompt_tokens - prefix + request.output_tokens + page
+        if wanted >= self._available(room):
+            cache.tree.unlock(node)
+            batch.full = bool(batch.requests or running)
+            return False
+        loaded = 0
+        if match.host_tokens and self._wants_load(match.host_tokens):
+            loaded = cache.load_back(match.best_node)
+        if loaded:
+            node, prefix = match.best_node, prefix + match.host_tokens
+        new = request.prompt_tokens - prefix
+        if _pages(new, page) > room.budget:
+            new = (prefix + room.budget) // page * page - prefix
+            if new <= 0:
+                cache.tree.unlock(match.device_node)
+                return False
+            batch.chunked = request
+        if node is not match.device_node:
+            cache.tree.lock(node)
+            cache.tree.unlock(match.device_node)
+        request.node = node
+        request.held_tokens = request.computed_tokens = prefix
+        request.hit_device = match.device_tokens
+        request.hit_storage = min(loaded, request.fetched_tokens)
+        request.hit_host = loaded - request.hit_storage
+        room.take(batch, request, new, prefix)
+        if batch.chunked is None:
+            room.promised += request.output_tokens
+        return True
 
 
 def _pages(tokens: int, page: int) -> int:
