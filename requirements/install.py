@@ -73,7 +73,7 @@ def check_machine() -> None:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise InstallError(
             f"SGLang's wheels are for Linux on x86_64, this is {platform.system()} on "
-            f"{platform.machine()}; `pip install kvflow` (the SDK alone) works here"
+            f"{platform.machine()}; `pip install .` (the SDK alone) works here"
         )
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         raise InstallError(
@@ -104,6 +104,7 @@ def install(wanted_device: str, dev: bool, all_versions: bool) -> None:
         phases.append(("dev", "the test tools", file_key("dev.txt"), dev_installer(device)))
         names = OVERLAYS + OTHER_VERSIONS if all_versions else OVERLAYS
         phases += [overlay_phase(name) for name in names]
+    installed = False
     for name, what, key, installer in phases:
         if stamps.get(name) == key:
             continue
@@ -115,6 +116,9 @@ def install(wanted_device: str, dev: bool, all_versions: bool) -> None:
         stamps[name] = key
         write_stamps(stamps)
         say(f"  done in {time.monotonic() - started:.0f} s")
+        installed = True
+    if installed and not dev:
+        say("all is there: `.venv/bin/kvflow` says how to begin, `make demo` shows what it does")
 
 
 def install_programs() -> None:

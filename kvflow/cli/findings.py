@@ -171,8 +171,7 @@ def _plugins(machine: Machine) -> Iterator[Finding]:
             "plugin",
             "problem",
             f"SGLang does not see the plugin {' and '.join(missing)}",
-            "install KVFlow into the environment that has SGLang: `pip install kvflow` there "
-            "(`pip install -e .` in a checkout)",
+            "install KVFlow into the environment that has SGLang: `pip install .` in a checkout",
         )
         return
     yield Finding("plugin", "ok", "SGLang sees kvflow and kvflow_cpu")

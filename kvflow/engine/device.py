@@ -66,7 +66,6 @@ def choose_device(
     if torch_cpu_build:
         raise EnvironmentProblemError(
             "--device cuda: the installed torch is a CPU build",
-            "install the CUDA stack with `make install DEVICE=cuda` "
-            "(or `pip install 'kvflow[sglang,cli]'` in a fresh environment), or use --device cpu",
+            "install the CUDA stack with `make install DEVICE=cuda`, or use --device cpu",
         )
     return "cuda"
