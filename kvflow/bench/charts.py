@@ -102,7 +102,7 @@ def hit_rate_chart(arms: Sequence[Arm]) -> str:
     with _drawing(3.0) as (figure, (axes,)):
         warm_up = 0
         for arm in arms:
-            rows = sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])
+            rows = _first_repeat(arm)
             warm_up = sum(not row["counted"] for row in rows)
             window = max(3, len(rows) // 20)
             colour, line, width = _style(arm)
@@ -148,8 +148,10 @@ def tier_timeline(arms: Sequence[Arm]) -> str:
     with _drawing(height, rows=len(arms)) as (figure, several):
         tiers = list(TIER_COLOURS)
         used: set[str] = set()
+        last_end_s = 0.0
         for arm, axes in zip(arms, several, strict=True):
-            rows = sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])[:MAX_CALLS]
+            rows = _first_repeat(arm)[:MAX_CALLS]
+            last_end_s = max(last_end_s, *(row["started_s"] + row["total_s"] for row in rows))
             boxes: defaultdict[str, list[list[tuple[float, float]]]] = defaultdict(list)
             for place, agent in enumerate(agents):
                 own = [row for row in rows if _agent(row) == agent]
@@ -171,14 +173,7 @@ def tier_timeline(arms: Sequence[Arm]) -> str:
             axes.grid(False)
             axes.set_title(arm["name"], loc="left", fontsize=10, fontweight="bold")
             axes.set_xlim(left=0)
-        ends = [
-            row["started_s"] + row["total_s"]
-            for arm in arms
-            for row in sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])[
-                :MAX_CALLS
-            ]
-        ]
-        several[-1].set_xlim(0, max(ends) * 1.01)
+        several[-1].set_xlim(0, last_end_s * 1.01)
         several[-1].set_xlabel("seconds from the beginning of the run")
         figure.legend(
             handles=[
@@ -217,6 +212,11 @@ def prefix_shares(row: Row) -> dict[str, float]:
         shares[tier] = there / fixed_tokens
         left -= there
     return {**shares, "nowhere": left / fixed_tokens}
+
+
+def _first_repeat(arm: Arm) -> list[Row]:
+    """Its calls, in the order in which they started."""
+    return sorted(arm["repeats"][0]["calls"], key=lambda row: row["started_s"])
 
 
 def _agent(row: Row) -> tuple[str, str]:
