@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from kvflow.graph import Agent, AgentStepGraph, Edge
+from kvflow.graph import AgentStepGraph, Edge
 from kvflow.workload.scenario import DeclaredGraph
 
 __all__ = ["declare"]
@@ -24,16 +25,13 @@ def declare(
 def _reversed(graph: AgentStepGraph) -> AgentStepGraph:
     """Every edge the other way round; it begins where the right one ends, if it does.
 
-    What waits for any of several becomes a choice of these, and the other way round.
+    What waits for any of several becomes a choice of these, and the other way round. How likely an
+    edge is, and how often it can be taken, does not hold for its reverse.
     """
     has_choice = {edge.source for edge in graph.edges if edge.kind == "choice"}
     joins_any = {agent.agent_id for agent in graph.agents if agent.join == "any"}
     agents = [
-        Agent(
-            agent.agent_id,
-            join="any" if agent.agent_id in has_choice else "all",
-            fixed_prefix_tokens=agent.fixed_prefix_tokens,
-        )
+        replace(agent, join="any" if agent.agent_id in has_choice else "all")
         for agent in graph.agents
     ]
     edges = [
@@ -53,12 +51,9 @@ def _shuffled(graph: AgentStepGraph, rng: random.Random) -> AgentStepGraph:
         graph.agent_ids[place]: graph.agents[places[(i + 1) % len(places)]]
         for i, place in enumerate(places)
     }
-    agents = [
-        Agent(moved[agent.agent_id].agent_id, agent.join, moved[agent.agent_id].fixed_prefix_tokens)
-        for agent in graph.agents
-    ]
+    agents = [replace(moved[agent.agent_id], join=agent.join) for agent in graph.agents]
     edges = [
-        Edge(moved[edge.source].agent_id, moved[edge.target].agent_id, edge.kind)
+        replace(edge, source=moved[edge.source].agent_id, target=moved[edge.target].agent_id)
         for edge in graph.edges
     ]
     return AgentStepGraph(agents, edges, [moved[agent_id].agent_id for agent_id in graph.entry])

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from kvflow.errors import InvalidInputError
-from kvflow.graph import AgentStepGraph, GraphPool
-from kvflow.graph_specs import agents_from, edges_from
+from kvflow.graph import GraphPool
 from kvflow.workload.base import Piece, Workload, WorkloadCall, WorkloadWorkflow
+from kvflow.workload.graph_lines import graph_in, written_graph
 from kvflow.workload.lines import parse_line, place, text_lines
 from kvflow.workload.trace_format import (
     TRACE_FORMAT,
-    GraphLine,
     TraceCall,
     TraceHeader,
     TraceWorkflow,
@@ -88,7 +87,7 @@ def _line(workflow: WorkloadWorkflow) -> dict[str, Any]:
         "workflow_id": workflow.workflow_id,
         "client_id": workflow.client_id,
         "arrival_s": workflow.arrival_s,
-        "graph": None if graph is None else _graph_line(graph),
+        "graph": None if graph is None else written_graph(graph),
         "calls": [
             {
                 "agent_id": call.agent_id,
@@ -100,24 +99,6 @@ def _line(workflow: WorkloadWorkflow) -> dict[str, Any]:
             }
             for call in workflow.calls
         ],
-    }
-
-
-def _graph_line(graph: AgentStepGraph) -> dict[str, Any]:
-    return {
-        "agents": [
-            {
-                "agent_id": agent.agent_id,
-                "join": agent.join,
-                "fixed_prefix_tokens": agent.fixed_prefix_tokens,
-            }
-            for agent in graph.agents
-        ],
-        "edges": [
-            {"source": edge.source, "target": edge.target, "kind": edge.kind}
-            for edge in graph.edges
-        ],
-        "entry": graph.entry,
     }
 
 
@@ -134,7 +115,7 @@ def _workflows(path: Path, header: TraceHeader) -> Iterator[WorkloadWorkflow]:
             read.client_id,
             read.workflow_id,
             read.arrival_s,
-            None if read.graph is None else _graph(here, read.graph, graphs),
+            None if read.graph is None else graph_in(read.graph, [here, "graph"], graphs),
             _calls(here, read.calls),
         )
 
@@ -158,17 +139,6 @@ def _check_arrival(
             f"is {arrival_s}, before the {latest_s} of the line above; sort the lines by it",
         )
     return arrival_s
-
-
-def _graph(here: str, line: GraphLine, graphs: GraphPool) -> AgentStepGraph:
-    try:
-        return graphs.graph(
-            agents_from(line.agents),
-            edges_from(line.edges),
-            line.entry,
-        )
-    except InvalidInputError as error:
-        raise InvalidInputError([here, "graph", *error.field], error.problem) from error
 
 
 def _calls(here: str, lines: tuple[TraceCall, ...]) -> tuple[WorkloadCall, ...]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from kvflow.errors import InvalidInputError
-from kvflow.workload import Scenario, build_workload
+from kvflow.graph import Agent, AgentStepGraph, Edge
+from kvflow.workload import Piece, Scenario, WorkloadCall, WorkloadWorkflow, build_workload
 from kvflow.workload.trace import read_trace, write_trace
 from tests.workload.scenarios import scenario, scenarios, workflows
 
@@ -42,6 +43,27 @@ def test_a_workload_survives_a_trace(tmp_path_factory: Any, given_scenario: Scen
         workload.concurrency,
         workload.warm_up_calls,
     )
+
+
+def test_all_that_was_declared_of_a_graph_survives_a_trace(tmp_path: Path) -> None:
+    graph = AgentStepGraph(
+        [
+            Agent("plan", "any", fixed_prefix_tokens=640, expected_duration_s=2.5),
+            Agent("code", expected_duration_s=0.5),
+            Agent("ask"),
+        ],
+        [
+            Edge("plan", "code", "choice", probability=0.75, expected_duration_s=1.5),
+            Edge("plan", "ask", "choice", probability=0.25),
+            Edge("code", "plan", max_iterations=3),
+        ],
+        ["plan"],
+    )
+    call = WorkloadCall("plan", (), 0.0, (Piece("p", 10),), 0, Piece("x", 2))
+    workflow = WorkloadWorkflow("c", "w", 0.0, graph, (call,))
+    path = tmp_path / "t"
+    write_trace(path, [workflow], name="declared")
+    assert list(read_trace(path).workflows()) == [workflow]
 
 
 def test_what_may_be_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kvflow.errors import GraphError
 from kvflow.graph import Agent, AgentStepGraph, Edge
@@ -76,5 +77,5 @@ def observed_graph(
     try:
         return AgentStepGraph(agents, edges, list(entry))
     except GraphError:
-        relaxed = [Agent(one.agent_id, "any", one.fixed_prefix_tokens) for one in agents]
+        relaxed = [replace(one, join="any") for one in agents]
         return AgentStepGraph(relaxed, edges, list(entry))

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from kvflow.errors import InvalidInputError
 from kvflow.graph import AgentStepGraph, GraphPool
-from kvflow.graph_specs import agents_from, edges_from
 from kvflow.protocol import StepEvent
 from kvflow.workload.base import Piece, WorkloadCall, WorkloadWorkflow
 from kvflow.workload.converters.defaults import FIXED_TOKENS, OUTPUT_TOKENS, prompt_of
 from kvflow.workload.converters.observed import calls_before
+from kvflow.workload.graph_lines import graph_in
 from kvflow.workload.lines import first_problem, place, text_lines
 from kvflow.workload.recording_format import (
     RecordedClose,
@@ -101,7 +101,7 @@ def read_recording(path: Path) -> Iterator[WorkloadWorkflow]:
             continue
         at_s = latest_s = max(latest_s, offset_s + line.at_s)
         if isinstance(line, RecordedWorkflow):
-            opened = _Open(line.workflow_id, line.client_id, at_s, _graph(here, line, graphs))
+            opened = _Open(line.workflow_id, line.client_id, at_s, graph_in(line, [here], graphs))
             begun.append(opened)
             live[line.workflow_id] = opened
         elif isinstance(line, RecordedClose):
@@ -120,17 +120,6 @@ def _parse(here: str, text: str) -> RecordingLine:
     except ValidationError as error:
         wrong, problem = first_problem(error)
         raise InvalidInputError([here, *wrong], problem) from error
-
-
-def _graph(here: str, line: RecordedWorkflow, graphs: GraphPool) -> AgentStepGraph:
-    try:
-        return graphs.graph(
-            agents_from(line.agents),
-            edges_from(line.edges),
-            line.entry,
-        )
-    except InvalidInputError as error:
-        raise InvalidInputError([here, *error.field], error.problem) from error
 
 
 def _workflow(recorded: _Open, count: int) -> WorkloadWorkflow:
