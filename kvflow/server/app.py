@@ -45,6 +45,7 @@ from kvflow.server.report_routes import report_routes
 from kvflow.server.request_log import IdentifyRequests
 from kvflow.server.routes import engine_routes, workflow_routes
 from kvflow.server.secure_headers import SecureHeaders
+from kvflow.server.separation import ClientSeparation
 from kvflow.server.settings import ServiceSettings
 from kvflow.server.sightings import Sightings
 from kvflow.server.store import LearnedAside, StoreUnavailableError, WorkflowStore
@@ -124,7 +125,13 @@ def build_service(
     orders = LearnedOrders()
     persistence = LearnedPersistence(orders, kept)
     aside = LearnedAside(kept, settings.max_workflows)
-    workflows = Workflows(aside, streams, metrics, clock, recorder, bus=bus, orders=orders)
+    workflows = Workflows(
+        *(aside, streams, metrics, clock, recorder),
+        bus=bus,
+        orders=orders,
+        has_keys=keys.has_keys,
+    )
+    separation = ClientSeparation(keys, workflows)
     door, kv_hints = build_front_door(
         settings,
         workflows=workflows,
@@ -170,7 +177,10 @@ def build_service(
             sweeper = tasks.create_task(
                 _sweep_forever(
                     streams,
-                    (kept.keep_time, sightings.look, workflows.sweep, persistence.look),
+                    (
+                        *(kept.keep_time, sightings.look, separation.look),
+                        *(workflows.sweep, persistence.look),
+                    ),
                     settings.sweep_interval_s,
                 ),
                 name="kvflow-sweep",

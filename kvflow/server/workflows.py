@@ -8,13 +8,19 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence, Set
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from kvflow.errors import QuotaError, WorkflowConflictError, WorkflowNotFoundError
+from kvflow.errors import (
+    ForbiddenError,
+    QuotaError,
+    WorkflowConflictError,
+    WorkflowNotFoundError,
+)
 from kvflow.graph import AgentStepGraph, GraphPool, WorkflowState
 from kvflow.graph_specs import agents_from, edges_from
 from kvflow.protocol import LearnedWorkflowSpec, StepEvent, WorkflowSpec
@@ -77,9 +83,11 @@ class Workflows:
         *,
         bus: EventBus,
         orders: LearnedOrders | None = None,
+        has_keys: Callable[[str], bool] = lambda client_id: False,
     ) -> None:
         self._store = store
         self._orders = LearnedOrders() if orders is None else orders
+        self._has_keys = has_keys
         self._streams = streams
         self._metrics = metrics
         self._clock = clock
@@ -145,22 +153,34 @@ class Workflows:
         anew. The order of agents, edges and entry agents is not content. A declaration takes the
         place of a workflow that declared nothing.
 
+        Engines know a workflow by its client and id alone, so one that is new ends the one of the
+        same two in the other namespace, where the client has just got its first key or lost its
+        last one.
+
         Raises:
+            ForbiddenError: outside its namespace, for a client that has one.
             GraphError, InvalidInputError: the graph cannot work.
             WorkflowConflictError: it exists with other content.
             StoreFullError: there are too many workflows.
             QuotaError: the client whose namespace it is has ``most`` live workflows already.
         """
+        if not namespace and self._has_keys(spec.client_id):
+            raise ForbiddenError(
+                ("client_id",),
+                f"client {spec.client_id!r} has keys of its own, and so a namespace of its own",
+            )
         fresh = await self._fresh_record(spec, namespace)
         return await self._agreed(lambda: self._create(fresh, most))
 
     async def _create(self, fresh: WorkflowRecord, most: int | None) -> tuple[WorkflowRecord, bool]:
-        async with self._lock(fresh.key):
+        async with self._lock_both(fresh):
             existing = await self._find(fresh.key)
             if existing is not None and existing.learned and not fresh.learned:
                 await self._close(existing, "deleted")
                 existing = None
             if existing is None:
+                if (twin := await self._twin(fresh)) is not None:
+                    await self._close(twin, "deleted")
                 with self._room(fresh.namespace, most):
                     with self._metrics.store_seconds.labels("insert").time():
                         await self._store.insert(fresh)
@@ -311,6 +331,34 @@ class Workflows:
             await asyncio.sleep(0)
         return swept
 
+    async def end_outside(self, client_ids: Set[str]) -> Counter[str]:
+        """End the workflows that these clients have outside the namespaces of their own; how many
+        of each. O(live workflows)."""
+        ended = Counter[str]()
+        for number, (client_id, workflow_id) in enumerate(self._streams.keys()):
+            if client_id in client_ids:
+                key = ("", workflow_id)
+                ended[client_id] += await self._agreed(partial(self._end_outside, key, client_id))
+            if number % _SWEEP_BATCH == 0:
+                await asyncio.sleep(0)
+        return +ended
+
+    async def _end_outside(self, key: WorkflowKey, client_id: str) -> bool:
+        record = await self._store.get(key)
+        if record is None or record.client_id != client_id:
+            return False
+        async with self._lock_both(record):
+            found = await self._find(key)
+            if found is None or found.client_id != client_id:
+                return False
+            twin = await self._twin(found)
+            await self._close(found, "deleted")
+            if twin is not None:
+                # Engines took the end for that of this one.
+                await self._store.update(twin, ())
+                self._publish(twin)
+        return True
+
     @contextmanager
     def _room(self, namespace: str, most: int | None) -> Iterator[None]:
         has = self._streams.live_of(namespace) + self._being_created[namespace]
@@ -357,6 +405,20 @@ class Workflows:
 
     def _lock(self, key: WorkflowKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
+
+    @asynccontextmanager
+    async def _lock_both(self, record: WorkflowRecord) -> AsyncIterator[None]:
+        """The locks of the workflow and of its twin, in one order for all."""
+        first, second = sorted((record.key, _twin_key(record)))
+        async with self._lock(first), self._lock(second):
+            yield
+
+    async def _twin(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """The live workflow that engines could not tell from this one."""
+        if not self._streams.live_of(record.client_id):
+            return None
+        twin = await self._find(_twin_key(record))
+        return twin if twin is not None and twin.client_id == record.client_id else None
 
     async def _find_locked(self, key: WorkflowKey) -> WorkflowRecord | None:
         async with self._lock(key):
@@ -405,6 +467,10 @@ class Workflows:
         if len(agents) + len(edges) > _LARGE_GRAPH:
             return await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
         return self._graphs.graph(agents, edges, spec.entry)
+
+
+def _twin_key(record: WorkflowRecord) -> WorkflowKey:
+    return ("" if record.namespace else record.client_id, record.workflow_id)
 
 
 def _differing(existing: WorkflowRecord, fresh: WorkflowRecord) -> list[str]:

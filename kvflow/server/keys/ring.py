@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -131,6 +131,11 @@ class KeyRing:
     def has_keys(self, client_id: str) -> bool:
         """Whether this client has keys, or had: a name goes on to mean the same."""
         return client_id in self._clients
+
+    def clients(self) -> Set[str]:
+        """All clients that have keys, or had."""
+        self._look_again()
+        return self._clients.keys()
 
     def limits(self, client_id: str) -> ClientLimits:
         """What is set for this client."""

@@ -14,7 +14,7 @@ from kvflow.server import ServiceSettings
 from kvflow.server.keys import KeyRing
 from tests.server.front_door.upstream import Upstream
 from tests.server.keys.made import MadeKeys, make_keys
-from tests.server.running import PATIENCE_S, running_service
+from tests.server.running import PATIENCE_S, eventually, running_service
 from tests.server.workflow_bodies import cycle
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -119,3 +119,16 @@ def test_the_key_stays_here(door: KeyedDoor) -> None:
 
     _, headers, _ = door.upstream.requests[-1]
     assert "authorization" not in headers
+
+
+def test_an_administrators_call_makes_no_workflow_for_a_client_with_keys(door: KeyedDoor) -> None:
+    def named(client_id: str) -> dict[str, Any]:
+        return {"kvflow": {"workflow_id": "w", "agent_id": "a", "client_id": client_id}}
+
+    def live() -> list[str]:
+        answer = door.http.get("/v1/workflows", headers=door.made.headers("ops")).json()
+        return [one["client_id"] for one in answer["workflows"]]
+
+    for client_id in ("team-b", "nobody"):
+        door.call("ops", custom_params=named(client_id))
+    eventually(lambda: live() == ["nobody"])
