@@ -207,6 +207,18 @@ class ServiceSettings(BaseSettings):
             raise ValueError("tls_key needs a certificate, too (KVFLOW_TLS_CERT or --tls-cert)")
         return self
 
+    @model_validator(mode="after")
+    def _engine_is_not_this_service(self) -> ServiceSettings:
+        if self.engine_url is not None:
+            parts = urlsplit(self.engine_url)
+            here = is_loopback(parts.hostname or "") or parts.hostname == self.host
+            if here and parts.port == self.port:
+                raise ValueError(
+                    f"engine_url {self.engine_url} is this service's own address, so each call "
+                    "would come back for ever; name the engine's, as http://127.0.0.1:30000"
+                )
+        return self
+
     @property
     def heartbeat_s(self) -> float:
         """Longest silence on a stream, in seconds."""

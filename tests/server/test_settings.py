@@ -62,6 +62,21 @@ def test_the_log_says_what_was_chosen_and_where_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "engine_url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8100"),
+        ("127.0.0.1", "http://localhost:8100/v1"),
+        ("0.0.0.0", "http://127.0.0.1:8100"),
+        ("kv.internal", "http://kv.internal:8100"),
+    ],
+)
+def test_the_engine_is_not_the_service_itself(host: str, engine_url: str) -> None:
+    with pytest.raises(ValidationError, match="own address"):
+        ServiceSettings(host=host, allow_open=True, engine_url=engine_url)
+    ServiceSettings(host=host, port=8101, allow_open=True, engine_url=engine_url)
+
+
+@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         ({"port": 70000}, "65535"),
