@@ -27,8 +27,8 @@ from benchmarks.prefetch.workload import (
     Call,
     Message,
     prefetch_figures,
-    words,
 )
+from kvflow.bench.prompts import words
 from kvflow.demo.summary import percentile
 
 __all__ = ["SETTINGS", "Chat", "arms", "completion"]

@@ -1,4 +1,4 @@
-"""What the prefetch benchmarks share and that needs no engine: text, claims, sums."""
+"""What the prefetch benchmarks share and that needs no engine: rings, claims, sums."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from kvflow.bench.prompts import words
 from kvflow.bench.reply import Reply
 from kvflow.bench.summary import prefetch_figures as counted_figures
 from kvflow.demo.summary import percentile
@@ -24,27 +25,14 @@ __all__ = [
     "served_from_device",
     "shuffled_claims",
     "summarize",
-    "words",
 ]
 
 PAGE_TOKENS: Final = 16
 SERVED_FROM_DEVICE: Final = 0.95
 
-# Each is one token to SmolLM2, so counts of words are counts of tokens.
-_VOCABULARY: Final = (
-    *("river", "mountain", "market", "letter", "garden", "winter", "engine", "doctor", "bridge"),
-    *("window", "silver", "captain", "forest", "number", "morning", "island", "paper", "village"),
-    *("teacher", "harbour"),
-)
-
 Message = dict[str, str]
 Claims = Callable[[int], dict[str, int]]
 """The steps-to-execution that a call of the agent with this number brings along."""
-
-
-def words(seed: str, count: int) -> str:
-    """Ordinary words in an order that depends on ``seed``."""
-    return " ".join(random.Random(seed).choices(_VOCABULARY, k=count))
 
 
 @dataclass(frozen=True, slots=True)
