@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from typing import Annotated, get_args
 
@@ -72,6 +74,7 @@ def engine(  # noqa: PLR0917 - each is an option by name
         max_total_tokens=max_total_tokens,
         hicache_ratio=hicache_ratio,
         tp=tp,
+        env=_own_name(port),
         extra_args=tuple(sglang_flags or ()),
     )
     command = prepare(options, progress=lambda line: typer.echo(line, err=True))
@@ -85,3 +88,10 @@ def engine(  # noqa: PLR0917 - each is an option by name
     )
     sys.stderr.flush()
     exec_engine(command)
+
+
+def _own_name(port: int) -> dict[str, str]:
+    """A second engine on this machine must not take the place of the first at the service."""
+    if port == DEFAULT_PORT or os.environ.get("KVFLOW_ENGINE_ID"):
+        return {}
+    return {"KVFLOW_ENGINE_ID": f"{socket.gethostname()}-{port}"}

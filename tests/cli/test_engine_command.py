@@ -38,6 +38,16 @@ def test_options_reach_sglang(capsys: pytest.CaptureFixture[str]) -> None:
     assert "SGLANG_PLUGINS=kvflow,kvflow_cpu" in words
 
 
+def test_engines_on_other_ports_have_names_of_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KVFLOW_ENGINE_ID", raising=False)
+    assert f"KVFLOW_ENGINE_ID={socket.gethostname()}-4000" in printed(capsys, "--port", "4000")
+    assert "KVFLOW_ENGINE_ID" not in " ".join(printed(capsys))
+    monkeypatch.setenv("KVFLOW_ENGINE_ID", "mine")
+    assert "KVFLOW_ENGINE_ID" not in " ".join(printed(capsys, "--port", "4000"))  # it stays
+
+
 def test_stock(capsys: pytest.CaptureFixture[str]) -> None:
     words = printed(capsys, "--stock")
     assert "--radix-cache-backend" not in words
