@@ -14,8 +14,9 @@ from kvflow.engine.device import choose_device, torch_is_cpu_build, visible_gpus
 from kvflow.engine.flags import flag_value
 from kvflow.engine.model import resolve_model
 from kvflow.engine.options import EngineOptions
-from kvflow.engine.paths import cache_dir, make_run_dir, remove_stale_run_dirs
+from kvflow.engine.paths import cache_dir
 from kvflow.engine.ports import refuse_taken_port
+from kvflow.engine.run_dir import RunDir, remove_stale_run_dirs
 from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["exec_engine", "prepare"]
@@ -68,7 +69,9 @@ def exec_engine(command: EngineCommand) -> NoReturn:
     """
     refuse_taken_port(command.host, command.port)
     remove_stale_run_dirs()
-    env = {**command.env, "TMPDIR": str(make_run_dir())}
+    run_dir = RunDir()
+    run_dir.keep_over_exec()
+    env = {**command.env, "TMPDIR": str(run_dir.path)}
     os.execvpe(command.argv[0], list(command.argv), env)  # noqa: S606 - no shell is the point
 
 

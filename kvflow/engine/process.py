@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from typing import Final, Self
 
 from kvflow.engine.child import last_lines, start_problem
 from kvflow.engine.command import EngineCommand
-from kvflow.engine.paths import cache_dir, make_run_dir, remove_stale_run_dirs
+from kvflow.engine.paths import cache_dir
 from kvflow.engine.ports import reachable, refuse_taken_port
+from kvflow.engine.run_dir import RunDir, remove_stale_run_dirs
 from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["EngineProcess"]
@@ -61,7 +61,7 @@ class EngineProcess:
         self.log_path = log_path or cache_dir() / "logs" / f"engine-{command.port}.log"
         self.start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._run_dir: Path | None = None
+        self._run_dir: RunDir | None = None
 
     @property
     def base_url(self) -> str:
@@ -95,18 +95,18 @@ class EngineProcess:
             raise RuntimeError("this engine was started already; stop it first")
         refuse_taken_port(self.command.host, self.command.port)
         remove_stale_run_dirs()
-        self._run_dir = make_run_dir()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - argv is built by build_command
-                (sys.executable, "-c", _TIE, self._parent(), *self.command.argv),
-                env={**self.command.env, "TMPDIR": str(self._run_dir)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._run_dir = RunDir()
         try:
+            with self.log_path.open("wb") as log:
+                self._process = subprocess.Popen(  # noqa: S603 - argv is built by build_command
+                    (sys.executable, "-c", _TIE, self._parent(), *self.command.argv),
+                    env={**self.command.env, "TMPDIR": str(self._run_dir.path)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             problem = start_problem(
                 self._process,
                 f"{self.base_url}/health",
@@ -135,7 +135,7 @@ class EngineProcess:
             process.wait()
         run_dir, self._run_dir = self._run_dir, None
         if run_dir is not None:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            run_dir.remove()
 
     def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
         """The last lines of the engine's output."""

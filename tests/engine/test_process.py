@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvflow.engine import free_port, paths
+from kvflow.engine import free_port, run_dir
 from kvflow.engine import process as process_module
 from kvflow.engine.command import EngineCommand
 from kvflow.engine.process import EngineProcess
@@ -42,7 +42,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SER
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("KVFLOW_CACHE_DIR", str(tmp_path / "c"))
-    monkeypatch.setattr(paths, "_LONGEST_RUN_DIR", 1000)
+    monkeypatch.setattr(run_dir, "_LONGEST_PARENT", 1000)
     monkeypatch.setattr(process_module, "_POLL_S", 0.05)
     monkeypatch.setattr(process_module, "_ORPHAN_GRACE_S", 0.2)
     return tmp_path / "c"
@@ -143,9 +143,9 @@ def test_it_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> N
     starter = f"""
 import os, signal
 from pathlib import Path
-from kvflow.engine import paths
+from kvflow.engine import run_dir
 from tests.engine.test_process import SERVER, engine
-paths._LONGEST_RUN_DIR = 1000
+run_dir._LONGEST_PARENT = 1000
 process = engine(SERVER, Path({str(tmp_path)!r}))
 process.start()
 print(process.pid, flush=True)
