@@ -52,3 +52,19 @@ def test_the_readme_leads_to_every_page() -> None:
 def test_every_decision_follows_the_last() -> None:
     decisions = sorted(path.name for path in ROOT.glob("docs/adr/0*.md"))
     assert [int(name[:4]) for name in decisions] == list(range(1, len(decisions) + 1))
+
+
+@pytest.mark.parametrize(
+    ("begins", "package"),
+    [("The service's parts", "server"), ("The plugin's modules", "sglang_plugin")],
+)
+def test_architecture_names_modules_that_exist(begins: str, package: str) -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition(begins)[2]
+    rows = re.findall(
+        r"^\| (`.+?`) \|", text[: text.index("\n\n", text.index("|---"))], re.MULTILINE
+    )
+    modules = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(modules) > 10
+    folder = ROOT / "kvflow" / package
+    for module in modules:
+        assert (folder / f"{module}.py").exists() or (folder / module).is_dir(), module
