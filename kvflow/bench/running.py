@@ -135,8 +135,7 @@ class RunningArm:
     @property
     def model_path(self) -> str:
         """The checkpoint the engine serves."""
-        argv = self._command.argv
-        return argv[argv.index("--model-path") + 1]
+        return self._command.model_path or self.setup.model
 
     @property
     def pid(self) -> int | None:

@@ -67,11 +67,17 @@ class EngineCommand:
     host: str
     port: int
 
+    @property
+    def model_path(self) -> str | None:
+        """The checkpoint that the engine serves."""
+        return flag_value(self.argv, "--model-path")
+
     def shown_flags(self, model: str) -> list[str]:
         """SGLang's flags, with ``model`` in place of the folder it is in on this machine."""
-        flags = list(self.argv[self.argv.index("sglang.launch_server") + 1 :])
-        flags[flags.index("--model-path") + 1] = model
-        return flags
+        begin = self.argv.index("sglang.launch_server") + 1
+        path, attached = self.model_path, f"--model-path={self.model_path}"
+        names = {path: model, attached: f"--model-path={model}"}
+        return [names.get(flag, flag) for flag in self.argv[begin:]]
 
     def as_shell(self, environ: Mapping[str, str] | None = None) -> str:
         """The command as one would type it, with the variables that differ from ``environ``."""
@@ -103,7 +109,7 @@ def build_command(
         other_plugins: installed SGLang plugins that are not KVFlow's; they stay loaded.
 
     Raises:
-        InvalidInputError: an SGLang flag contradicts an option of ours.
+        InvalidInputError: an SGLang flag contradicts an option of ours, or is no number.
     """
     _refuse_contradictions(options.extra_args, device)
     arguments = merge_flags(_flags(options, model_path, device, sglang_version), options.extra_args)
@@ -115,7 +121,7 @@ def build_command(
         env.setdefault("HF_HUB_OFFLINE", "1")
     if device == "cpu":
         env |= _cpu_variables(environ)
-        ranks = int(flag_value(arguments, "--tp-size") or 1)
+        ranks = _number(arguments, "--tp-size", 1)
         if ranks > 1:
             env.setdefault(_THREADS_BIND, cores_per_rank(ranks, cores))
     env |= {name: text for name, text in options.env.items() if name not in _MERGED_VARIABLES}
@@ -123,7 +129,7 @@ def build_command(
         argv=(sys.executable, "-m", "sglang.launch_server", *arguments),
         env=MappingProxyType(env),
         host=flag_value(arguments, "--host") or options.host,
-        port=int(flag_value(arguments, "--port") or options.port),
+        port=_number(arguments, "--port", options.port, most=65535),
     )
 
 
@@ -182,6 +188,24 @@ def _flags(
         # Harmless without a host tier, and right if the user's own flags ask for one.
         flags += _CPU_HICACHE_FLAGS
     return flags
+
+
+def _number(arguments: Sequence[str], flag: str, otherwise: int, most: int | None = None) -> int:
+    """The value of an SGLang flag that the user may have given.
+
+    Raises:
+        InvalidInputError: it is no number from 1 to ``most``.
+    """
+    text = flag_value(arguments, flag)
+    if text is None:
+        return otherwise
+    number = int(text) if text.isdecimal() else 0
+    if number < 1 or (most is not None and number > most):
+        raise InvalidInputError(
+            ["sglang flags", flag],
+            f"{text!r} has to be a whole number, " + (f"1 to {most}" if most else "1 or more"),
+        )
+    return number
 
 
 def _release(version: str) -> tuple[int, ...]:

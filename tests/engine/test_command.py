@@ -89,6 +89,14 @@ class TestFlags:
         assert flag_value(command.argv, "--hicache-ratio") == "9"
         assert (command.host, command.port) == ("::1", 7)
 
+    @pytest.mark.parametrize(
+        "given", [("--port", "abc"), ("--port=0",), ("--port", "65536"), ("--tp", "two")]
+    )
+    def test_what_is_no_number_is_refused(self, given: tuple[str, ...]) -> None:
+        with pytest.raises(InvalidInputError, match="whole number") as caught:
+            build(extra_args=given)
+        assert caught.value.field[0] == "sglang flags"
+
     def test_a_contradicting_device_is_refused(self) -> None:
         with pytest.raises(InvalidInputError, match="kvflow engine --device cuda"):
             build(extra_args=("--device", "cuda"))
@@ -153,8 +161,11 @@ def test_cores_per_rank(ranks: int, cores: list[int], text: str) -> None:
     assert cores_per_rank(ranks, cores) == text
 
 
-def test_shown_flags_name_no_folder_of_this_machine() -> None:
-    shown = build().shown_flags("smollm2")
+@pytest.mark.parametrize("given", [(), ("--model-path", "/m"), ("--model-path=/m",)])
+def test_shown_flags_name_no_folder_of_this_machine(given: tuple[str, ...]) -> None:
+    command = build(extra_args=given)
+    assert command.model_path == ("/m" if given else "/models/m")
+    shown = command.shown_flags("smollm2")
     assert flag_value(shown, "--model-path") == "smollm2"
     assert not any("/" in flag for flag in shown)
 
