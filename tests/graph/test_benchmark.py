@@ -22,8 +22,9 @@ def test_a_walk_follows_the_graph(shape: str) -> None:
 
 
 def test_the_benchmark_writes_its_figures_and_what_they_were_measured_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(steps, "_WALK_EVENTS", 200)
     result = tmp_path / "new" / "graph_steps.json"
     small = "--agents 20 --workflows 30 --samples 100 --updates 200 --repeats 2 --seed 3"
     steps.main([*small.split(), "--output", str(result)])
