@@ -50,6 +50,7 @@ class KVFlowClient:
         return self._send(calls.create_workflow(spec, self.settings.client_id))
 
     def get_workflow(self, workflow_id: str) -> WorkflowView:
+        """A live workflow with its agents' steps; a ``ServiceError`` of 404 if there is none."""
         return self._send(calls.get_workflow(workflow_id))
 
     def list_workflows(
@@ -65,6 +66,7 @@ class KVFlowClient:
                 return
 
     def delete_workflow(self, workflow_id: str) -> None:
+        """End a workflow; a ``ServiceError`` of 404 if it is not live (any more)."""
         self._send(calls.delete_workflow(workflow_id))
 
     def post_events(
@@ -86,6 +88,7 @@ class KVFlowClient:
         return self._send(calls.ready())
 
     def close(self) -> None:
+        """Close the connections. The client is of no use afterwards."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -125,6 +128,7 @@ class AsyncKVFlowClient:
         return await self._send(calls.create_workflow(spec, self.settings.client_id))
 
     async def get_workflow(self, workflow_id: str) -> WorkflowView:
+        """A live workflow with its agents' steps; a ``ServiceError`` of 404 if there is none."""
         return await self._send(calls.get_workflow(workflow_id))
 
     async def list_workflows(
@@ -141,6 +145,7 @@ class AsyncKVFlowClient:
                 return
 
     async def delete_workflow(self, workflow_id: str) -> None:
+        """End a workflow; a ``ServiceError`` of 404 if it is not live (any more)."""
         await self._send(calls.delete_workflow(workflow_id))
 
     async def post_events(
@@ -162,6 +167,7 @@ class AsyncKVFlowClient:
         return await self._send(calls.ready())
 
     async def aclose(self) -> None:
+        """Close the connections. The client is of no use afterwards."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

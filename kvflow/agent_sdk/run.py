@@ -218,6 +218,7 @@ class WorkflowRun:
         return StepScope(step, ActiveStep(step, self._engine_urls, self._sink, span), self)
 
     def step_finished(self, step: Step) -> None:
+        """Report the end of a step, unless the run is closed."""
         if not self._closed:
             self._sink.report(Event("step_finished", step.agent_id, step.step_id, step.traceparent))
 
@@ -259,9 +260,11 @@ class StepScope:
         self._run = run
 
     def running(self) -> AbstractContextManager[None]:
+        """A block in which the step is the current one of this context."""
         return running(self._active)
 
     def finish(self) -> None:
+        """End the step and report it. Later calls do nothing."""
         run, self._run = self._run, None
         if run is not None:
             run.step_finished(self.step)
