@@ -12,6 +12,8 @@ import typer
 from kvflow.cli.choices import one_of
 from kvflow.engine import EngineOptions, exec_engine, prepare
 from kvflow.engine.device import Device
+from kvflow.engine.flags import flag_value
+from kvflow.engine.model import SMOLLM2
 from kvflow.engine.options import DEFAULT_HOST, DEFAULT_PORT
 
 __all__ = ["engine"]
@@ -64,6 +66,7 @@ def engine(  # noqa: PLR0917 - each is an option by name
     This process becomes the engine.  The plugin in it looks for the KVFlow service at
     KVFLOW_SERVICE_URL (default http://127.0.0.1:8100) and does without while there is none.
     """
+    flags = tuple(sglang_flags or ())
     options = EngineOptions(
         model=model,
         device=one_of("--device", device, get_args(Device)),
@@ -75,7 +78,7 @@ def engine(  # noqa: PLR0917 - each is an option by name
         hicache_ratio=hicache_ratio,
         tp=tp,
         env=_own_name(port),
-        extra_args=tuple(sglang_flags or ()),
+        extra_args=(*_served_name(model, flags), *flags),
     )
     command = prepare(options, progress=lambda line: typer.echo(line, err=True))
     if print_command:
@@ -95,3 +98,9 @@ def _own_name(port: int) -> dict[str, str]:
     if port == DEFAULT_PORT or os.environ.get("KVFLOW_ENGINE_ID"):
         return {}
     return {"KVFLOW_ENGINE_ID": f"{socket.gethostname()}-{port}"}
+
+
+def _served_name(model: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """What clients and metrics call the model; SGLang would take the folder it was converted to."""
+    chosen = flag_value(flags, "--served-model-name") or flag_value(flags, "--model-path")
+    return () if model != SMOLLM2 or chosen else ("--served-model-name", SMOLLM2)

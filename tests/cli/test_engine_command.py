@@ -48,6 +48,27 @@ def test_engines_on_other_ports_have_names_of_their_own(
     assert "KVFLOW_ENGINE_ID" not in " ".join(printed(capsys, "--port", "4000"))  # it stays
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "smollm2"),
+        (["--", "--served-model-name", "tiny"], "tiny"),
+        (["--", "--model-path=/m"], None),
+    ],
+)
+def test_the_small_model_is_called_by_its_name(
+    flags: list[str],
+    name: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvflow.engine.launch.resolve_model", lambda *_: "/converted/here")
+    assert main(["engine", "--device", "cpu", "--print-command", *flags]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert flag_value(words, "--served-model-name") == name
+    assert words.count("--served-model-name") == (name is not None)
+
+
 def test_stock(capsys: pytest.CaptureFixture[str]) -> None:
     words = printed(capsys, "--stock")
     assert "--radix-cache-backend" not in words

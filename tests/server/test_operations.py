@@ -56,6 +56,7 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
         'kvflow_http_requests_total{method="POST",route="/v1/workflows",status="201"} 2.0',
         'kvflow_http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
     } <= lines
+    assert not any(re.match(r"\w+_created[ {]", line) for line in lines)
 
 
 def test_metric_names_end_in_their_unit(client: TestClient) -> None:
