@@ -142,7 +142,11 @@ class _Changes:
         """Keep the client's prefixes apart, by its own salt or by ours."""
         if cache_salt is None and "cache_salt" not in self._body:
             nvext = self._body.get("nvext")
-            cache_salt = nvext.get("cache_salt") if isinstance(nvext, Mapping) else None
+            given = nvext.get("cache_salt") if isinstance(nvext, Mapping) else None
+            if isinstance(given, str):
+                cache_salt = given
+            elif given is not None:
+                self._account.ignore("nvext.cache_salt", "must be a string")
         if cache_salt is not None and self._path in _GENERATIONS:
             self._added["cache_salt"] = cache_salt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from kvflow.server.workflows import Workflows
 __all__ = ["build_front_door"]
 
 _FIND_LIMIT_S: Final = 0.25
+
+logger = logging.getLogger("kvflow.server")
 
 
 def build_front_door(
@@ -67,6 +70,9 @@ def build_front_door(
         try:
             return await asyncio.wait_for(find(namespace, workflow_id), _FIND_LIMIT_S)
         except (StoreUnavailableError, TimeoutError):
+            return None
+        except Exception:
+            logger.exception("the workflow of a call could not be looked up")
             return None
 
     async def apply(namespace: str, workflow_id: str, event: StepEvent) -> None:

@@ -28,7 +28,7 @@ async def ask_engine(client: httpx2.AsyncClient) -> EngineTraits:
     owners = {
         model.get("owned_by")
         for model in (data if isinstance(data, list) else [])
-        if isinstance(model, Mapping)
+        if isinstance(model, Mapping) and isinstance(model.get("owned_by"), str)
     }
     if "vllm" in owners:
         return EngineTraits("vllm")

@@ -106,6 +106,10 @@ class Engine:
         except (httpx2.HTTPError, TimeoutError) as error:
             logger.debug("engine %s was asked what it is: %r", self.url, error)
             return
+        except Exception:
+            # Calls go on, and it is asked again as always.
+            logger.exception("what engine %s says of itself is not understood", self.url)
+            found = EngineTraits()
         self._asked_s = self._clock()
         traits = self._configured(found)
         if traits != self._traits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,12 +23,15 @@ from kvflow.server.front_door.errors import openai_error
 from kvflow.server.front_door.forwarding import CallEnd, Forwarded, request_headers
 from kvflow.server.front_door.reporter import StepReporter
 from kvflow.server.front_door.sessions import SessionTree
+from kvflow.server.front_door.usage import TokenUsage
 from kvflow.server.identity import Identity, cache_salt_for
 from kvflow.server.kv_hints import KVHints, KVHintsEnvelope
 from kvflow.server.kv_hints.actions import Target
+from kvflow.server.store import StoreUnavailableError
 
 __all__ = ["FrontDoor"]
 
+_HINTS_LIMIT_S: Final = 0.25
 _NO_ENGINE: Final = (
     "this service has no engine behind it: start it with "
     "'kvflow serve --engine-url http://127.0.0.1:30000' (KVFLOW_ENGINE_URL)"
@@ -86,20 +90,31 @@ class FrontDoor:
         traits = await self._engine.traits()
         account.engine = traits.kind
         call = await self._book.open(path, who, hints, account)
-        if hints.kv_hints is not None:
-            await self._take_kv_hints(hints.kv_hints, call, account)
-        content = body_for_engine(
-            raw,
-            body,
-            path=path,
-            hints=hints,
-            owner=call.owner,
-            cache_salt=cache_salt_for(who),
-            traits=traits,
-            account=account,
-        )
-        told = [(HINTS_HEADER.encode(), account.header())] if account.says_anything else []
-        return self._forward(request, who, content, started_s, told=told, call=call)
+        try:
+            if hints.kv_hints is not None:
+                await self._take_kv_hints(hints.kv_hints, call, account)
+            try:
+                content = body_for_engine(
+                    raw,
+                    body,
+                    path=path,
+                    hints=hints,
+                    owner=call.owner,
+                    cache_salt=cache_salt_for(who),
+                    traits=traits,
+                    account=account,
+                )
+            except RecursionError:  # what can just be read can be too deep to write
+                if who.scope == "client":
+                    self._close(call, _unsent(400, started_s))
+                    return openai_error(400, "the body is nested too deeply", "malformed_body")
+                content = raw
+            told = [(HINTS_HEADER.encode(), account.header())] if account.says_anything else []
+            return self._forward(request, who, content, started_s, told=told, call=call)
+        except BaseException:
+            # The start of its step is told; the step must not seem to go on for ever.
+            self._close(call, _unsent(None, started_s))
+            raise
 
     async def passed_through(self, request: Request, who: Identity) -> Response:
         """A call that concerns no agent."""
@@ -129,11 +144,7 @@ class FrontDoor:
             if end.first_byte_s is not None:
                 self._metrics.first_byte_seconds.labels(route).observe(end.first_byte_s)
             if call is not None:
-                try:
-                    self._book.close(call, end)
-                except Exception:
-                    # The client has its answer; what is told of it must not take that back.
-                    logger.exception("the end of a call could not be told")
+                self._close(call, end)
 
         self._metrics.running.inc()
         self._metrics.preparing_seconds.observe(time.perf_counter() - started_s)
@@ -150,6 +161,13 @@ class FrontDoor:
             on_end=ended,
         )
 
+    def _close(self, call: Call, end: CallEnd) -> None:
+        try:
+            self._book.close(call, end)
+        except Exception:
+            # The client has its answer; what is told of it must not take that back.
+            logger.exception("the end of a call could not be told")
+
     async def _take_kv_hints(self, given: object, call: Call, account: Account) -> None:
         try:
             envelope = KVHintsEnvelope.model_validate(given)
@@ -161,9 +179,22 @@ class FrontDoor:
         target = None
         if call.owner is not None:
             target = Target(call.owner.workflow_id, call.owner.agent_id)
-        answer = await self._kv_hints.apply(envelope, call.namespace, target)
+        try:
+            async with asyncio.timeout(_HINTS_LIMIT_S):
+                answer = await self._kv_hints.apply(envelope, call.namespace, target)
+        except (StoreUnavailableError, TimeoutError):
+            account.ignore("kv_hints", "the service's database does not answer")
+            return
+        except Exception:
+            logger.exception("the KV hints of a call could not be taken")
+            account.ignore("kv_hints", "an error of the service, its log has the details")
+            return
         for action in answer.actions:
             if action.status == "accepted":
                 account.used[f"kv_hints.{action.action_id[:60]}"] = "accepted"
             else:
                 account.ignore(f"kv_hints.{action.action_id}", f"{action.status}: {action.reason}")
+
+
+def _unsent(status: int | None, started_s: float) -> CallEnd:
+    return CallEnd("failed", status, time.perf_counter() - started_s, None, TokenUsage())

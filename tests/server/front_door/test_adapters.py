@@ -272,3 +272,12 @@ def test_all_else_in_a_body_arrives(
 )
 def test_what_sglang_says_of_itself(settings: dict[str, Any], traits: EngineTraits) -> None:
     assert sglang_traits(settings) == traits
+
+
+@pytest.mark.parametrize("salt", [5, ["x"], {"a": 1}, True])
+def test_a_salt_that_is_none_fails_no_call(salt: object) -> None:
+    body, account = sent({"messages": [], "nvext": {"cache_salt": salt}})
+    assert "cache_salt" not in body
+    assert account.ignored["nvext.cache_salt"] == "must be a string"
+    body, account = sent({"messages": [], "nvext": {"cache_salt": "mine"}})
+    assert body["cache_salt"] == "mine"
