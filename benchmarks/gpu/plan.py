@@ -107,13 +107,12 @@ def make_plan(units: Iterable[Unit], budget_s: float, done: Collection[str] = ()
         if chosen:
             steps.append(Step(unit, tuple(chosen)))
             left_s -= unit.start_s + spent_s
-        room_s = left_s if chosen else left_s - unit.start_s
         left_out += [
             LeftOut(
                 task.id,
                 f"no time left: takes about {task.estimate_s:.0f} s"
                 + ("" if chosen else f" and {unit.start_s:.0f} s to start")
-                + f", {max(0.0, room_s + (0.0 if chosen else unit.start_s)):.0f} s are left",
+                + f", {max(0.0, left_s):.0f} s are left",
             )
             for task in open_tasks
             if task.id not in taken

@@ -137,7 +137,6 @@ def compared(
         costs,
         POLICY_OF[arm],
         engine=ENGINE,
-        seed=scenario.seed,
     )
     counted = run.counted
     prompt_tokens = sum(row.prompt_tokens for row in counted)

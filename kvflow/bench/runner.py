@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from kvflow.bench.arms import ArmCache, BenchArm, arm_cache
 from kvflow.bench.drive import Prompts
@@ -210,7 +210,7 @@ class _Bench:
             return TextPrompts(scenario.seed)
         return TokenPrompts(read_vocabulary(model_path, scenario.seed))
 
-    def _priority(self, arm: BenchArm) -> Any:
+    def _priority(self, arm: BenchArm) -> Callable[[str, str], int] | None:
         return ClientPriorities(self.needs.agents).of if arm.priorities else None
 
 

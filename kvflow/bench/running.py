@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx2
 
@@ -236,10 +236,10 @@ class RunningArm:
             raise self._problem(problem)
         time.sleep(_POLL_S)
 
-    def _blamed(self, work: Callable[[], object]) -> None:
+    def _blamed(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine, and say of a failed call what became of the engine."""
         try:
-            asyncio.run(work())  # type: ignore[arg-type]
+            asyncio.run(work())
         except CallFailedError as error:
             state = "failed at a call" if self._engine.is_running() else "ended during the run"
             raise self._problem(f"{state} ({error})") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import simpy
@@ -18,6 +18,7 @@ from kvflow.simulator.base import EngineModel
 from kvflow.simulator.batches import Batch, BatchFormer
 from kvflow.simulator.cache import TieredCache
 from kvflow.simulator.costs import CostModel
+from kvflow.simulator.prefixes import Path
 from kvflow.simulator.requests import Request
 from kvflow.simulator.sides import StockSide
 
@@ -108,7 +109,7 @@ class Engine:
             self._full = False
         if (self._full or not self._waiting) and self._chunked is None:
             return None
-        waiting: Any = self._waiting
+        waiting: Sequence[Request] = self._waiting
         if held:
             waiting = [request for request in waiting if request.rid not in held]
             if not waiting and self._chunked is None:
@@ -157,7 +158,7 @@ class Engine:
                 request.first_token_s = env.now
                 self._begin_decoding(request)
 
-    def _insert(self, request: Request, path: Any, tokens: int) -> None:
+    def _insert(self, request: Request, path: Path, tokens: int) -> None:
         """Hand computed KV over to the tree, and hold it there."""
         cache = self._cache
         page = cache.page_tokens

@@ -37,6 +37,7 @@ from kvflow.simulator.planning_site import WAITING_PEEKED, Planning, Site, Steps
 from kvflow.simulator.radix import Node
 from kvflow.simulator.requests import Request
 from kvflow.simulator.sides import RequestObserver, StockSide
+from kvflow.simulator.storage import Fetch
 
 __all__ = ["Cause", "KVFlowSide"]
 
@@ -184,7 +185,7 @@ class KVFlowSide(StockSide):
         if fetch is None:
             self._planning.note_fetched(message.owner, 0, message.end_tokens, self.cache.now_s)
 
-    def _covering(self, request: Request) -> object | None:
+    def _covering(self, request: Request) -> Fetch | None:
         """A fetch under way that was made ahead and brings what the request begins with."""
         storage = self.cache.storage
         if storage is None:
@@ -224,8 +225,7 @@ class KVFlowSide(StockSide):
         fetch = self._covering(request)
         rates = self._planning.rates
         if fetch is not None:
-            tokens = getattr(fetch, "tokens", 0)
-            arrives_in_s = rates.fetch.seconds(tokens) if rates.fetch is not None else 1.0
+            arrives_in_s = rates.fetch.seconds(fetch.tokens) if rates.fetch is not None else 1.0
             return WaitingRequest(request.rid, arrives_in_s, into_host=True)
         load = self._load_read_by(
             node
