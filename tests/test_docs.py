@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
+
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -40,6 +42,13 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.exists(), f"{name(path)} links to {target}"
         if anchor:
             assert anchor in anchors(target), f"{name(path)} links to {name(target)}#{anchor}"
+
+
+@pytest.mark.parametrize("document", tables.DOCUMENTS)
+def test_tables_are_made_of_the_results(document: str) -> None:
+    text = (ROOT / document).read_text()
+    assert "<!-- table:" in text
+    assert tables.rendered(text) == text, "run `make tables`"
 
 
 def test_the_readme_leads_to_every_page() -> None:
