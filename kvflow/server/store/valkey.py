@@ -165,14 +165,7 @@ class ValkeyStore:
         return read.record
 
     async def delete(self, record: WorkflowRecord) -> None:
-        answer = await self._link.run(
-            DELETE,
-            _names(record.key),
-            _member(record.key),
-            record.revision,
-            record.client_id,
-            record.workflow_id,
-        )
+        answer = await self._delete(record.key, record.revision, record.client_id)
         self._written(answer, record.key)
         self._known.pop(record.key, None)
 
@@ -290,7 +283,12 @@ class ValkeyStore:
         with self._link.answering():
             client_id = await self._link.client.hget(_names(key)[0], "client")
         # If another replica was faster, it has done the same.
-        await self._link.run(DELETE, _names(key), _member(key), token, client_id or key[0], key[1])
+        await self._delete(key, token, client_id or key[0])
+
+    async def _delete(self, key: WorkflowKey, token: str, client_id: str) -> str:
+        names = [*_names(key), f"kvflow:deletion:{uuid.uuid4().hex}"]
+        answer: str = await self._link.run(DELETE, names, _member(key), token, client_id, key[1])
+        return answer
 
     async def _tick(self) -> None:
         if time.monotonic() > self._synced[1] + _TICK_S:

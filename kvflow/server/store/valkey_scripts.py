@@ -3,7 +3,8 @@
 A workflow is a hash (``details``, ``graph``, ``version``, ``expires_at_s``, ``steps``, the whole
 ``state`` as of some version, and the ``token`` of its last write) and a list of the events since
 that state. A write names the token that it has read: if another replica was faster, nothing is
-done. A write whose own token is there already had been made before the connection broke.
+done. A write whose own token is there already had been made before the connection broke; as nothing
+is left of a deleted workflow, a deletion's is kept apart for a minute.
 """
 
 from __future__ import annotations
@@ -63,12 +64,14 @@ return 'done'
 """
 )
 
-# KEYS: hash, journal. ARGV: member, old token, client, id
+# KEYS: hash, journal, what remembers this deletion. ARGV: member, old token, client, id
 DELETE: Final = (
     _TELL
     + """
+if redis.call('EXISTS', KEYS[3]) == 1 then return 'done' end
 local found = redis.call('HMGET', KEYS[1], 'token', 'graph')
 if found[1] ~= ARGV[2] then return 'conflict' end
+redis.call('SET', KEYS[3], 1, 'EX', 60)
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('ZREM', 'kvflow:keys', ARGV[1])
 redis.call('ZREM', 'kvflow:expires', ARGV[1])

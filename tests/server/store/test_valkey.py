@@ -212,9 +212,15 @@ async def test_a_write_that_is_repeated_is_made_once(server: ValkeyServer) -> No
     kept = await store.get(("", "v"))
     assert kept is not None
     await store.update(kept, ())
+    kept = await store.get(("", "v"))
+    assert kept is not None
+    await store.delete(kept)
     store._link.run = run  # type: ignore[method-assign]
+    assert await store.get(("", "v")) is None
     with server.client() as client:
-        assert client.get("kvflow:changed") == "3"
+        assert client.get("kvflow:changed") == "4"
+        (remembered,) = client.keys("kvflow:deletion:*")
+        assert 0 < client.ttl(remembered) <= 60
     await store.close()
 
 
