@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -120,26 +120,14 @@ def fit(name: str, kv_bytes_per_token: int, samples: Samples) -> CostModel:
 
 def mean_of(first: CostModel, second: CostModel) -> CostModel:
     """The cost model halfway between two of the same engine, such as before and after a run."""
-
-    def middle(name: str) -> float:
-        return (float(getattr(first, name)) + float(getattr(second, name))) / 2
-
-    return CostModel(
-        name=first.name,
-        kv_bytes_per_token=first.kv_bytes_per_token,
-        step_overhead_s=middle("step_overhead_s"),
-        prefill_s_per_token=middle("prefill_s_per_token"),
-        prefill_s_per_token_pair=middle("prefill_s_per_token_pair"),
-        decode_step_s=middle("decode_step_s"),
-        decode_s_per_sequence=middle("decode_s_per_sequence"),
-        decode_s_per_context_token=middle("decode_s_per_context_token"),
-        load=_mean_link(first.load, second.load),
-        write=_mean_link(first.write, second.write),
-        fetch=_mean_link(first.fetch, second.fetch),
-        prefill_overhead_s=middle("prefill_overhead_s"),
-        prefill_s_per_cached_pair=middle("prefill_s_per_cached_pair"),
-        decode_batched_s=middle("decode_batched_s"),
-    )
+    middle: dict[str, Any] = {}
+    for name in (field.name for field in fields(CostModel)):
+        one, other = getattr(first, name), getattr(second, name)
+        if isinstance(one, Link):
+            middle[name] = _mean_link(one, other)
+        elif name not in ("name", "kv_bytes_per_token"):
+            middle[name] = (one + other) / 2
+    return replace(first, **middle)
 
 
 def _mean_link(first: Link, second: Link) -> Link:

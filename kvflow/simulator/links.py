@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kvflow.prefetch import Link
 
@@ -34,7 +34,7 @@ class FifoLink:
 
     link: Link
     free_from_s: float = 0.0
-    tokens: int = field(default=0)
+    tokens: int = 0
     """All that has ever been submitted."""
 
     def submit(self, tokens: int, now_s: float) -> Copy:

@@ -1,7 +1,7 @@
 """Fits recover the coefficients that samples were made with."""
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -118,9 +118,15 @@ def test_too_few_samples_are_refused() -> None:
 
 
 def test_the_mean_of_two_is_halfway_in_seconds() -> None:
-    slow = replace(TRUTH, prefill_s_per_token=3.2e-3, load=Link(10_000.0, 0.008))
+    timed = [field.name for field in fields(CostModel) if field.name.endswith("_s")]
+    timed += [field.name for field in fields(CostModel) if "_s_per_" in field.name]
+    assert len(timed) == 9
+    doubled = {name: 2 * getattr(TRUTH, name) for name in timed}
+    slow = replace(TRUTH, load=Link(10_000.0, 0.008), **doubled)
     middle = mean_of(TRUTH, slow)
-    assert middle.prefill_s_per_token == pytest.approx(2.4e-3)
+    assert (middle.name, middle.kv_bytes_per_token) == (TRUTH.name, TRUTH.kv_bytes_per_token)
+    for name in timed:
+        assert getattr(middle, name) == pytest.approx(1.5 * getattr(TRUTH, name))
     assert middle.load.seconds(1000) == pytest.approx(
         (TRUTH.load.seconds(1000) + slow.load.seconds(1000)) / 2
     )
