@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 from typing import Final
@@ -41,7 +42,8 @@ class RunDir:
         # It gets its name when it is locked already, or another start could take it for stale.
         unnamed = Path(mkdtemp(prefix="new-", dir=parent))
         self._lock = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: there nothing is taken for stale
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = unnamed.rename(parent / (_PREFIX + unnamed.name.removeprefix("new-")))
 
     def keep_over_exec(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -73,3 +74,16 @@ def test_a_folder_is_no_longer_held_once_it_is_removed(environ: Mapping[str, str
     before = len(os.listdir("/proc/self/fd"))
     RunDir(environ).remove()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_there_are_no_locks_nothing_goes(
+    environ: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_file: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(run_dir.fcntl, "flock", no_locks)
+    mine = RunDir(environ)
+    remove_stale_run_dirs(environ)
+    assert mine.path.is_dir()
+    mine.remove()
