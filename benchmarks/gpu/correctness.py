@@ -121,10 +121,7 @@ def run_engine(
             for place in ENGINES[name]:
                 answer = asker.from_place(place, number)
                 observe(_observed(name, place, number, answer))
-    argv = process.command.argv
-    flags = list(argv[argv.index("sglang.launch_server") + 1 :])
-    flags[flags.index("--model-path") + 1] = "random-weights"
-    return flags
+    return process.command.shown_flags("random-weights")
 
 
 def verdict(observed: Sequence[Observed], tolerance: float) -> dict[str, Any]:
@@ -211,7 +208,7 @@ class _Asker:
         before = self._prefetched_tokens()
         hello = _tokens(f"hello {number}", PAGE_TOKENS)
         self._ask(hello, self._hints("first", {"first": 0, agent: 1}, 0, workflow=agent))
-        self._wait_until(lambda: self._prefetched_tokens() > before, "is not prefetched")
+        self._wait_until(lambda: self._prefetched_tokens() > before, "does not prefetch a prompt")
         if place == "prefetched":
             time.sleep(1.0)
         return self._ask(ids)
@@ -245,9 +242,7 @@ class _Asker:
         try:
             answer = self._http.post("/generate", json=body).raise_for_status().json()
         except httpx2.HTTPError as error:
-            raise RuntimeError(
-                f"a call failed ({error!r}); the engine's last lines:\n{self._process.log_tail()}"
-            ) from error
+            raise self._process.problem(f"failed a call ({error!r})") from error
         found: dict[str, Any] = answer
         return found
 
@@ -262,9 +257,7 @@ class _Asker:
         deadline = time.monotonic() + ARRIVAL_LIMIT_S
         while not met():
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"a prompt {otherwise}; the engine's last lines:\n{self._process.log_tail()}"
-                )
+                raise self._process.problem(otherwise)
             time.sleep(0.005)
 
 

@@ -197,8 +197,7 @@ class TinyEngine:
             "/generate", json={"input_ids": prompts, "sampling_params": sampling}
         )
         if answer.is_error:
-            tail = self._process.log_tail()
-            raise RuntimeError(f"{answer.text}; the engine's last lines:\n{tail}")
+            raise self._process.problem(f"failed a call ({answer.text})")
         return [(a["output_ids"], a["meta_info"]["cached_tokens"]) for a in answer.json()]
 
     def totals(self) -> dict[str, float]:

@@ -133,7 +133,7 @@ class Engine:
         """One greedy chat completion with KVFlow's hints in-band; stock SGLang ignores those.
 
         Raises:
-            RuntimeError: the engine does not answer; with the end of its log.
+            EnvironmentProblemError: the engine does not answer; with the end of its log.
         """
         body = {
             "model": "default",
@@ -155,9 +155,7 @@ class Engine:
                     reading.take(line)
                 return reading.reply()
         except (httpx2.HTTPError, CallFailedError) as error:
-            raise RuntimeError(
-                f"a call failed ({error!r}); the engine's last lines:\n{self._process.log_tail()}"
-            ) from error
+            raise self._process.problem(f"failed a call ({error!r})") from error
 
 
 @contextmanager

@@ -245,11 +245,7 @@ class RunningArm:
             raise self._problem(f"{state} ({error})") from error
 
     def _problem(self, what: str) -> EnvironmentProblemError:
-        return EnvironmentProblemError(
-            f"the engine of {self.setup.arm.name!r} {what}; its last lines:\n"
-            f"{self._engine.log_tail()}",
-            f"read {self._engine.log_path}; `kvflow doctor` checks this machine",
-        )
+        return self._engine.problem(f"of {self.setup.arm.name!r} {what}")
 
 
 class _Recorder:

@@ -9,7 +9,6 @@ from typing import Final
 import httpx2
 
 from kvflow.engine import EngineProcess
-from kvflow.errors import EnvironmentProblemError
 
 __all__ = ["EngineSide", "parse_metrics"]
 
@@ -53,10 +52,10 @@ class EngineSide:
             deadline = time.monotonic() + _FLUSH_LIMIT_S
             while not self._http.post("/flush_cache").is_success:
                 if time.monotonic() > deadline:
-                    raise self._problem("did not empty its cache")
+                    raise self._engine.problem("did not empty its cache")
                 time.sleep(_POLL_S)
         except httpx2.HTTPError as error:
-            raise self._problem(f"failed at its first request ({error})") from error
+            raise self._engine.problem(f"failed at its first request ({error})") from error
 
     def wait_until_linked(self) -> None:
         """Wait until the engine says that it hears the KVFlow service.
@@ -67,7 +66,9 @@ class EngineSide:
         deadline = time.monotonic() + _LINK_LIMIT_S
         while self.kvflow_metrics().get("kvflow_lease_held") != 1:
             if time.monotonic() > deadline:
-                raise self._problem(f"has not heard the KVFlow service for {_LINK_LIMIT_S:.0f} s")
+                raise self._engine.problem(
+                    f"has not heard the KVFlow service for {_LINK_LIMIT_S:.0f} s"
+                )
             time.sleep(_POLL_S)
 
     def kvflow_metrics(self) -> dict[str, float]:
@@ -79,13 +80,7 @@ class EngineSide:
         try:
             return parse_metrics(self._http.get("/metrics").raise_for_status().text)
         except httpx2.HTTPError as error:
-            raise self._problem(f"does not tell its metrics ({error})") from error
-
-    def _problem(self, what: str) -> EnvironmentProblemError:
-        return EnvironmentProblemError(
-            f"the engine {what}; its last lines:\n{self._engine.log_tail()}",
-            f"read {self._engine.log_path}; `kvflow doctor` checks this machine",
-        )
+            raise self._engine.problem(f"does not tell its metrics ({error})") from error
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -187,10 +187,7 @@ def _blamed_on(engine: EngineProcess) -> Iterator[None]:
         yield
     except CallFailedError as error:
         state = "did not answer a call" if engine.is_running() else "ended during the run"
-        raise EnvironmentProblemError(
-            f"the engine {state} ({error}); its last lines:\n{engine.log_tail()}",
-            f"read {engine.log_path}; `kvflow doctor` checks this machine",
-        ) from error
+        raise engine.problem(f"{state} ({error})") from error
 
 
 def _require_openai() -> None:

@@ -143,6 +143,13 @@ class EngineProcess:
             line for line in last_lines(self.log_path, lines) if not _NOISE.match(line)
         )
 
+    def problem(self, what: str) -> EnvironmentProblemError:
+        """An error to raise: what became of the engine, with its last lines and where to look."""
+        return EnvironmentProblemError(
+            f"the engine {what}; its last lines:\n{self.log_tail()}",
+            f"read {self.log_path}; `kvflow doctor` checks this machine",
+        )
+
     @staticmethod
     def _parent() -> str:
         # The kernel means the thread that starts a process when it says parent.
@@ -156,11 +163,7 @@ class EngineProcess:
                 "start the engine again, or choose another port with --port; "
                 f"its output is in {self.log_path}",
             )
-        return EnvironmentProblemError(
-            f"the engine {what}; its last lines:\n{self.log_tail()}",
-            f"read {self.log_path}; `kvflow doctor` checks this machine; "
-            "a slow machine may need a longer start timeout",
-        )
+        return self.problem(what)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
