@@ -5,7 +5,6 @@ A long list is gone through some events at a time, and others get their turn in 
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from kvflow.graph import EventOutcome, WorkflowState
 from kvflow.graph.timing import StepTimes
 from kvflow.protocol import StepEvent
 from kvflow.server.learned.orders import Sources
-from kvflow.server.turns import AT_ONCE
+from kvflow.server.turns import AT_ONCE, others_turn
 
 __all__ = ["EventRefusedError", "apply_all", "count_outcomes", "take_times"]
 
@@ -44,7 +43,7 @@ async def apply_all(
     outcomes, sources = list[EventOutcome](), list[Sources]()
     for index, event in enumerate(events):
         if index and index % AT_ONCE == 0:
-            await asyncio.sleep(0)
+            await others_turn()
         starts = event.type == "step_started"
         change = state.start if starts else state.finish
         try:
@@ -62,7 +61,7 @@ async def take_times(
     """Let the workflow's times have these events, all of this moment."""
     for index, (event, before) in enumerate(zip(events, sources, strict=True)):
         if index and index % AT_ONCE == 0:
-            await asyncio.sleep(0)
+            await others_turn()
         if before is None:
             continue
         if event.type == "step_started":

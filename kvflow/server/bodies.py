@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from kvflow.protocol import LearnedWorkflowSpec, StepEvent, WorkflowSpec
 
-__all__ = ["BODY_TAGS", "MAX_EVENTS", "EventsBody", "WorkflowBody"]
+__all__ = ["BODY_TAGS", "LIST_TAG", "MAX_EVENTS", "EventsBody", "WorkflowBody"]
 
 MAX_EVENTS: Final = 10_000
 """In one request."""
@@ -16,14 +16,14 @@ MAX_EVENTS: Final = 10_000
 # Pydantic puts the tag of the alternative it took into an error's location. No field has such a
 # name, so they can be told from fields.
 _ONE: Final = "<one event>"
-_LIST: Final = "<list of events>"
+LIST_TAG: Final = "<list of events>"
 _DECLARED: Final = "<declared workflow>"
 _LEARNED: Final = "<learned workflow>"
-BODY_TAGS: Final = frozenset({_ONE, _LIST, _DECLARED, _LEARNED})
+BODY_TAGS: Final = frozenset({_ONE, LIST_TAG, _DECLARED, _LEARNED})
 
 
 def _one_or_list(body: object) -> str:
-    return _LIST if isinstance(body, list) else _ONE
+    return LIST_TAG if isinstance(body, list) else _ONE
 
 
 def _declared_or_learned(body: object) -> str:
@@ -39,7 +39,7 @@ WorkflowBody = Annotated[
 
 EventsBody = Annotated[
     Annotated[StepEvent, Tag(_ONE)]
-    | Annotated[list[StepEvent], Field(min_length=1, max_length=MAX_EVENTS), Tag(_LIST)],
+    | Annotated[list[StepEvent], Field(min_length=1, max_length=MAX_EVENTS), Tag(LIST_TAG)],
     Discriminator(_one_or_list),
 ]
 """One event or a list. Chosen by its form, so that errors are about that form only."""

@@ -31,8 +31,8 @@ EventKind = Literal[
 ]
 EVENT_KINDS: Final[frozenset[str]] = frozenset(get_args(EventKind))
 
-# A list of step events, of which a request may bring 10,000, is published at one go: two of those
-# must fit, or a listener would be dropped before it had its turn.
+# Two lists of step events, of which a request may bring 10,000, fit: a listener that is only slower
+# than lists are published is not dropped.
 MAX_WAITING: Final = 20_000
 _TAKEN_AT_ONCE: Final = 256
 

@@ -23,7 +23,7 @@ from kvflow.server.bodies import EventsBody, WorkflowBody
 from kvflow.server.engine_reports import EngineReports
 from kvflow.server.identity import RequestIdentity, check_client_id
 from kvflow.server.limits import Limits
-from kvflow.server.long_bodies import LongBodyRoute
+from kvflow.server.long_bodies import LongBodyRoute, RightEvents
 from kvflow.server.openapi import EVENT_STREAM_DOC, problems
 from kvflow.server.report_views import engine_summary
 from kvflow.server.sse import EngineStreamResponse
@@ -105,7 +105,10 @@ def workflow_routes(workflows: Workflows, clock: Callable[[], float], limits: Li
 
     @router.post("/{workflow_id}/events", responses=problems(400, 404, 409, 413, 415, 422, 503))
     async def post_events(
-        workflow_id: str, body: Annotated[EventsBody, Body()], who: RequestIdentity
+        workflow_id: str,
+        body: Annotated[EventsBody, Body()],
+        who: RequestIdentity,
+        _: Annotated[None, RightEvents],
     ) -> EventsResult:
         """Report one event, or a list that is applied in order: all of it, or on any error none."""
         events = body if isinstance(body, list) else [body]

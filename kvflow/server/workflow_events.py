@@ -9,6 +9,7 @@ from kvflow.graph import EventOutcome
 from kvflow.protocol import StepEvent
 from kvflow.server.event_bus import EventBus, EventKind
 from kvflow.server.store import WorkflowRecord
+from kvflow.server.turns import AT_ONCE, others_turn
 
 __all__ = ["publish_closed", "publish_created", "publish_steps"]
 
@@ -32,7 +33,7 @@ def publish_closed(bus: EventBus, record: WorkflowRecord, reason: str) -> None:
     bus.publish("workflow.closed", data, namespace=record.namespace)
 
 
-def publish_steps(
+async def publish_steps(
     bus: EventBus,
     record: WorkflowRecord,
     events: Sequence[StepEvent],
@@ -40,12 +41,14 @@ def publish_steps(
 ) -> None:
     """Events of one request were applied, after which the workflow is ``record``.
 
-    Duplicates are no news. O(events), and O(1) while nobody listens.
+    Duplicates are no news. O(events), in turns, and O(1) while nobody listens.
     """
     if not (bus.wanted("step.started") or bus.wanted("step.finished")):
         return
     who = {**_who(record), "version": record.version}
-    for event, outcome in zip(events, outcomes, strict=True):
+    for index, (event, outcome) in enumerate(zip(events, outcomes, strict=True)):
+        if index and index % AT_ONCE == 0:
+            await others_turn()
         if outcome.duplicate:
             continue
         data: dict[str, Any] = {**who, "agent_id": event.agent_id, "step_id": event.step_id}

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence, Set
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -40,6 +40,7 @@ from kvflow.server.store import (
     WorkflowStore,
 )
 from kvflow.server.stream import EngineStreams
+from kvflow.server.turns import AT_ONCE, long_work
 from kvflow.server.workflow_events import publish_closed, publish_created, publish_steps
 
 __all__ = ["EventRefusedError", "EventsApplied", "Workflows"]
@@ -270,7 +271,8 @@ class Workflows:
             WorkflowNotFoundError: there is no live workflow with this id.
             EventRefusedError: an event names an unknown agent or does not fit the state.
         """
-        return await self._agreed(lambda: self._apply((namespace, workflow_id), events))
+        with long_work() if len(events) > AT_ONCE else nullcontext():
+            return await self._agreed(lambda: self._apply((namespace, workflow_id), events))
 
     async def _apply(self, key: WorkflowKey, events: Sequence[StepEvent]) -> EventsApplied:
         async with self._lock(key):
@@ -300,7 +302,7 @@ class Workflows:
             new = [event for event, outcome in paired if not outcome.duplicate]
             if new and not updated.learned:
                 self._recorder.applied(updated.recorded_id, new)
-            publish_steps(self._bus, updated, events, outcomes)
+            await publish_steps(self._bus, updated, events, outcomes)
         counts = count_outcomes(events, outcomes)
         for names, count in counts.items():
             self._metrics.events.labels(*names).inc(count)
@@ -463,10 +465,13 @@ class Workflows:
         )
 
     async def _graph(self, spec: WorkflowSpec) -> AgentStepGraph:
-        agents, edges = agents_from(spec.agents), edges_from(spec.edges)
-        if len(agents) + len(edges) > _LARGE_GRAPH:
-            return await asyncio.to_thread(AgentStepGraph, agents, edges, spec.entry)
-        return self._graphs.graph(agents, edges, spec.entry)
+        if len(spec.agents) + len(spec.edges) > _LARGE_GRAPH:
+            return await asyncio.to_thread(_graph_alone, spec)
+        return self._graphs.graph(agents_from(spec.agents), edges_from(spec.edges), spec.entry)
+
+
+def _graph_alone(spec: WorkflowSpec) -> AgentStepGraph:
+    return AgentStepGraph(agents_from(spec.agents), edges_from(spec.edges), spec.entry)
 
 
 def _twin_key(record: WorkflowRecord) -> WorkflowKey:
