@@ -26,6 +26,7 @@ class Ring:
         self._singles = [
             request("POST", self._path, json.dumps(event).encode()) for event in self._cycle()
         ]
+        self._lists: dict[tuple[int, int], bytes] = {}
 
     def _cycle(self) -> list[dict[str, str]]:
         types = ("step_started", "step_finished")
@@ -56,12 +57,19 @@ class Ring:
         return payload
 
     def next_list(self, length: int) -> bytes:
-        """The request that reports the next ``length`` events at once."""
-        cycle = self._cycle()
-        first = self.version % len(cycle)
-        events = [cycle[(first + number) % len(cycle)] for number in range(length)]
+        """The request that reports the next ``length`` events at once.
+
+        Kept, as making a long one takes milliseconds in which the generator sends nothing else.
+        """
+        first = self.version % len(self._singles)
         self.version += length
-        return request("POST", self._path, json.dumps(events).encode())
+        payload = self._lists.get((first, length))
+        if payload is None:
+            cycle = self._cycle()
+            events = [cycle[(first + number) % len(cycle)] for number in range(length)]
+            payload = request("POST", self._path, json.dumps(events).encode())
+            self._lists[first, length] = payload
+        return payload
 
 
 async def create_all(connection: Connection, rings: Sequence[Ring]) -> None:
