@@ -35,6 +35,7 @@ from kvflow.sglang_plugin.control import (
 )
 from kvflow.sglang_plugin.metadata import parse_metadata
 from kvflow.sglang_plugin.metrics import AgentClass, EngineMetrics, NoMetrics
+from kvflow.sglang_plugin.salts import Namespace
 from kvflow.sglang_plugin.timelines import Timelines
 from kvflow.sglang_plugin.transfers import Cause, TokenPath, TransfersAhead, needed_sooner
 from kvflow.sglang_plugin.weights import WorkflowWeights
@@ -96,12 +97,17 @@ class KVFlowRadixCache(ShortCheckpoints):
             self.kvflow_changed = True
             self._report_state()
 
-    def called(self, custom_params: object) -> None:
+    def called(self, custom_params: object, salt: str | None = None) -> None:
         """A request has arrived: whether its agent was expected tells how far to trust hints."""
         metadata = parse_metadata(custom_params)
         if metadata is not None:
             key = (metadata.client_id, metadata.workflow_id)
-            self.kvflow_weights.called(key, metadata.agent_id)
+            self.kvflow_weights.under_salt(key, salt)
+            self.kvflow_weights.called(
+                key,
+                metadata.agent_id,
+                brings_steps=metadata.steps_to_execution is not None,
+            )
 
     def reset(self) -> None:
         super().reset()
@@ -323,7 +329,7 @@ class KVFlowRadixCache(ShortCheckpoints):
             self.kvflow_metrics.served("none", prompt_tokens, hit_tokens)
             return
         workflow: WorkflowKey = (metadata.client_id, metadata.workflow_id)
-        namespace = (req.extra_key, getattr(req, "cache_salt", None))
+        namespace = Namespace(req.extra_key, getattr(req, "cache_salt", None))
         prefix_owner = self.kvflow_weights.prefix_owner(
             metadata.client_id, metadata.agent_id, namespace
         )

@@ -43,17 +43,21 @@ class DueTimes:
         else:
             self._told[key] = due_s
 
-    def set(self, key: WorkflowKey, steps: Mapping[str, float] | None) -> dict[str, float]:
-        """Let the workflow's agents count, or (None) no more.
+    def set(
+        self, key: WorkflowKey, scope: str, steps: Mapping[str, float] | None
+    ) -> dict[str, float]:
+        """Let the workflow's agents count in this scope, or (None) no more.
 
         Returns:
-            The agents of the client whose earliest due time changed.
+            The agents of the scope whose earliest due time changed.
         """
         if steps is None:
-            return self.index.remove(*key)
+            return self.index.remove(scope, key[1])
         told = self._told.get(key, {})
         return self.index.update(
-            *key, {agent_id: self._due_s(n, told.get(agent_id)) for agent_id, n in steps.items()}
+            scope,
+            key[1],
+            {agent_id: self._due_s(n, told.get(agent_id)) for agent_id, n in steps.items()},
         )
 
     def _due_s(self, steps: float, told_s: float | None) -> float:

@@ -213,7 +213,8 @@ class PluginRuntime:
                     self._reporting.arrived(request)
                 if custom_params:
                     self._guarded(cache.apply_request_hints, custom_params)
-                    self._guarded(cache.called, custom_params)
+                    salt = getattr(request, "cache_salt", None) or None
+                    self._guarded(cache.called, custom_params, salt)
         return original(scheduler, requests)
 
     def form_batch(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -277,10 +278,10 @@ class PluginRuntime:
         return original(sleeper)
 
     @staticmethod
-    def _guarded(apply: Any, value: object) -> None:
+    def _guarded(apply: Any, *values: object) -> None:
         """Hints are advisory: an error of ours is logged and never reaches the engine."""
         try:
-            apply(value)
+            apply(*values)
         except Exception:
             logger.exception("KVFlow: a message could not be applied; the engine goes on")
 

@@ -21,6 +21,7 @@ from kvflow.sglang_plugin.control import (
     WorkflowKey,
 )
 from kvflow.sglang_plugin.due_times import DueTimes, Order
+from kvflow.sglang_plugin.salts import WorkflowSalts, scopes_of
 
 __all__ = ["NEAR_STEPS", "AgentKey", "StepsObserver", "WorkflowWeights"]
 
@@ -75,6 +76,7 @@ class WorkflowWeights:
         self._on_change = on_change
         self._on_drop = on_drop
         self._steps = StepsIndex()
+        self._salts = WorkflowSalts()
         self._due: DueTimes | None = None
         self._told: dict[WorkflowKey, Mapping[str, float]] = {}
         self._near: dict[AgentKey, dict[WorkflowKey, float]] = {}
@@ -134,7 +136,9 @@ class WorkflowWeights:
     def owners_of(self, agent: AgentKey, key: WorkflowKey) -> list[Owner[Any]]:
         """What the agent's next call in this workflow will read: its prefixes and histories."""
         owners = [
-            self._prefix_owners[agent, namespace] for namespace in self._by_agent.get(agent, ())
+            self._prefix_owners[agent, namespace]
+            for namespace in self._by_agent.get(agent, ())
+            if self._salts.reads(key, namespace)
         ]
         for conversation in self._by_workflow.get(key, {}).get(agent[1], ()):
             owners.append(self._history_owners[conversation][0])
@@ -182,14 +186,32 @@ class WorkflowWeights:
         """All live workflows, oldest first."""
         return self._told.keys()
 
-    def called(self, key: WorkflowKey, agent_id: str) -> None:
+    def under_salt(self, key: WorkflowKey, salt: str | None) -> None:
+        """A request of the workflow has arrived under this ``cache_salt``, or without one.
+
+        From the first one on, only what is cached under that counts for the workflow.
+        """
+        told = self._told.get(key)
+        if told is None:
+            return
+        if self._salts.scope_with(key, salt) == self._salts.scope(key):
+            self._salts.seen(key, salt)
+            return
+        self._set_order(key, None)
+        self._salts.seen(key, salt)
+        self._believe(key, told)
+
+    def called(self, key: WorkflowKey, agent_id: str, *, brings_steps: bool = False) -> None:
         """A request of the agent has arrived.
 
         If it is ahead of the event that tells of the agent's start, the steps that came with its
-        last start hold until the service says more.
+        last start hold until the service says more. Not if the request itself ``brings_steps`` and
+        no service knows the workflow: then nothing is newer than those.
         """
         self._trust_changed(self.trust.called(key, agent_id))
         told = self._told.get(key)
+        if brings_steps and key in self._in_band:
+            return
         if told is None or told.get(agent_id, INFINITE_STEPS) == 0:
             return
         expected = self._starts.recall(self.trust.family(key), agent_id)
@@ -244,7 +266,7 @@ class WorkflowWeights:
         agent = (client_id, agent_id)
         owner = self._prefix_owners.get((agent, namespace))
         if owner is None:
-            owner = self._new_owner("prefix", *self._agent_order(agent))
+            owner = self._new_owner("prefix", *self._agent_order(agent, namespace))
             self._prefix_owners[agent, namespace] = owner
             self._by_agent[agent].add(namespace)
             if len(self._prefix_owners) > MAX_AGENTS:
@@ -355,6 +377,7 @@ class WorkflowWeights:
         self.trust.forget(key)
         self._set_near(key, {})
         self._set_order(key, None)
+        self._salts.forget(key)
         if self._due is not None:
             self._due.told(key, None)
         if self.observer is not None:
@@ -395,16 +418,20 @@ class WorkflowWeights:
 
     def _set_order(self, key: WorkflowKey, steps: Mapping[str, float] | None) -> None:
         """Let the workflow's agents count with these steps; None: not at all."""
-        changed = self._steps.remove(*key) if steps is None else self._steps.update(*key, steps)
+        scope = self._salts.scope(key)
+        changed = (
+            self._steps.remove(scope, key[1])
+            if steps is None
+            else self._steps.update(scope, key[1], steps)
+        )
         if self._due is not None:
-            changed |= self._due.set(key, steps)
+            changed |= self._due.set(key, scope, steps)
         for agent_id in changed:
             agent = (key[0], agent_id)
-            namespaces = self._by_agent.get(agent)
-            if namespaces:
-                order = self._agent_order(agent)
-                for namespace in namespaces:
-                    self._put(self._prefix_owners[agent, namespace], *order)
+            for namespace in self._by_agent.get(agent, ()):
+                if self._salts.reads(key, namespace):
+                    owner = self._prefix_owners[agent, namespace]
+                    self._put(owner, *self._agent_order(agent, namespace))
         for agent_id, conversations in self._by_workflow.get(key, {}).items():
             order = self._order_in(key, agent_id)
             for conversation in conversations:
@@ -413,15 +440,20 @@ class WorkflowWeights:
                     break  # They all have the same.
                 self._put(owner, *order)
 
-    def _agent_order(self, agent: AgentKey) -> tuple[float, float | None]:
-        """An agent's steps and due time over all workflows."""
-        due_s = None if self._due is None else self._due.index.agent_steps(*agent)
-        return self._steps.agent_steps(*agent), due_s
+    def _agent_order(self, agent: AgentKey, namespace: Hashable) -> tuple[float, float | None]:
+        """An agent's steps and due time over all workflows that read this namespace."""
+        client_id, agent_id = agent
+        scopes = scopes_of(client_id, namespace)
+        steps = min(self._steps.agent_steps(scope, agent_id) for scope in scopes)
+        if self._due is None:
+            return steps, None
+        return steps, min(self._due.index.agent_steps(scope, agent_id) for scope in scopes)
 
     def _order_in(self, key: WorkflowKey, agent_id: str) -> tuple[float, float | None]:
         """An agent's steps and due time in one workflow."""
-        due_s = None if self._due is None else self._due.index.workflow_steps(*key, agent_id)
-        return self._steps.workflow_steps(*key, agent_id), due_s
+        where = (self._salts.scope(key), key[1], agent_id)
+        due_s = None if self._due is None else self._due.index.workflow_steps(*where)
+        return self._steps.workflow_steps(*where), due_s
 
     def _put(self, owner: Owner[Any], steps: float, due_s: float | None) -> None:
         if owner.steps != steps or owner.due_s != due_s:

@@ -6,6 +6,7 @@ from math import inf
 from typing import Any
 
 from kvflow.eviction import Owner
+from kvflow.protocol import RequestMetadata
 from kvflow.sglang_plugin.anticipation import StartMemory
 from kvflow.sglang_plugin.control import ServiceUpdate, WorkflowKey, WorkflowUpdate
 from kvflow.sglang_plugin.weights import WorkflowWeights
@@ -125,4 +126,32 @@ def test_a_new_workflow_knows_what_its_family_has_learnt() -> None:
     other = ("client", "another")
     made.weights.apply(ServiceUpdate((WorkflowUpdate(other, 0, BEGIN, {}),), closed=(KEY,)))
     made.weights.called(other, "b")
+    assert made.steps == B_RUNS
+
+
+def test_steps_that_a_request_brings_itself_are_the_newest() -> None:
+    made = _Weights()
+    key = (KEY[0], "in-band")
+
+    def call(agent: str, steps: dict[str, float]) -> None:
+        brought = {one: None if n == inf else int(n) for one, n in steps.items()}
+        metadata = RequestMetadata(
+            client_id=key[0], workflow_id=key[1], agent_id=agent, steps_to_execution=brought
+        )
+        made.weights.apply_in_band(metadata)
+        made.weights.called(key, agent, brings_steps=True)
+
+    for agent, steps in (("a", A_RUNS), ("b", B_RUNS), ("d", D_RUNS), ("a", A_RUNS)):
+        call(agent, steps)
+    assert made.steps == A_RUNS
+    over = dict.fromkeys(A_RUNS, inf)
+    call("b", over)  # its last call, and nobody is going to be called any more
+    assert made.steps == over
+    assert not made.weights.near_agents
+
+
+def test_but_the_service_is_asked_first() -> None:
+    made = _Weights()
+    made.told(BEGIN, A_RUNS, B_RUNS, D_RUNS, A_RUNS)
+    made.weights.called(KEY, "b", brings_steps=True)
     assert made.steps == B_RUNS
