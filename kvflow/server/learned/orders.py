@@ -19,6 +19,7 @@ from kvflow.graph.learning import (
 from kvflow.graph.learning.base import MAX_FAMILIES
 from kvflow.graph.timing import FamilyDurations, StepTimes
 from kvflow.protocol import StepEvent
+from kvflow.server.learned.pending import PendingDurations
 from kvflow.server.store import (
     ExpectedTimes,
     LearnedKey,
@@ -78,13 +79,17 @@ class LearnedOrders:
     def times(self, record: WorkflowRecord) -> StepTimes:
         """The workflow's times before events that are about to be applied, a copy.
 
-        What these teach of durations is taken as the copy is told of them.
+        What these teach of durations is taken when ``applied`` gets the copy back.
         """
         known = self._times.get(record.stream_key)
-        return StepTimes(self._durations_of(record)) if known is None else known.copy()
+        times = StepTimes(self._durations_of(record)) if known is None else known.copy()
+        times.durations = PendingDurations(times.durations)
+        return times
 
     def applied(self, record: WorkflowRecord, times: StepTimes) -> None:
-        """The workflow was stored after events: keep its times, take what it teaches of order."""
+        """The workflow was stored after events: keep its times, take what it teaches."""
+        if isinstance(times.durations, PendingDurations):
+            times.durations = times.durations.hand_on()
         self._times[record.stream_key] = times
         if isinstance(record.state, LearnedState):
             record.state.model.learn(record.state.take_lessons())
