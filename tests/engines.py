@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
@@ -41,23 +41,33 @@ class Answer:
     body: Mapping[str, Any]
 
 
-class RunningEngine:
-    """A running engine and the few calls that tests make to it."""
+class Caller:
+    """Makes calls to whatever answers OpenAI's API: an engine, or a front door before one."""
 
-    def __init__(self, process: EngineProcess) -> None:
-        self.process = process
-        self.http = httpx2.Client(base_url=process.base_url, timeout=120, trust_env=False)
+    def __init__(self, base_url: str, headers: Mapping[str, str] = _NOTHING) -> None:
+        self.base_url = base_url
+        self.http = httpx2.Client(
+            base_url=base_url, headers=dict(headers), timeout=120, trust_env=False
+        )
 
-    @property
-    def base_url(self) -> str:
-        return self.process.base_url
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.http.close()
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, max_tokens: int = 8, **body: Any
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int = 8,
+        headers: Mapping[str, str] = _NOTHING,
+        **body: Any,
     ) -> Answer:
         """One greedy chat completion; ``body`` adds to the request, e.g. ``custom_params``."""
         answer = self.http.post(
             "/v1/chat/completions",
+            headers=dict(headers),
             json={
                 "model": "default",
                 "messages": list(messages),
@@ -79,6 +89,14 @@ class RunningEngine:
             host_tokens=details.get("host", 0),
             body=content,
         )
+
+
+class RunningEngine(Caller):
+    """A running engine and the few calls that tests make to it."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        super().__init__(process.base_url)
+        self.process = process
 
     def generate(self, **body: Any) -> dict[str, Any]:
         """SGLang's native route, for token ids and log probabilities."""

@@ -13,13 +13,18 @@ import httpx2
 from tests.engines import Engines, RunningEngine
 
 PATIENCE_S = 60.0
+LEASE_S = 2.0
+
+
+ADMIN_KEY = "the-key-of-the-engines-stream"
+"""Sent by the engine's plugin. Services without keys take it, too."""
 
 
 @contextmanager
-def service(port: int) -> Iterator[subprocess.Popen[bytes]]:
+def service(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """``kvflow serve`` as a process of its own, up and ready; it forgets all when it goes."""
     command = [sys.executable, "-m", "kvflow.cli.main", "serve", "--port", str(port)]
-    command += ["--database", "none"]
+    command += ["--database", "none", "--lease-s", str(LEASE_S), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: _ready(port))
@@ -29,13 +34,21 @@ def service(port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def engine_of(engines: Engines, port: int) -> RunningEngine:
-    """One engine, device cache only, for all tests with a service on this port."""
+def engine_of(engines: Engines, port: int, **env: str) -> RunningEngine:
+    """One engine, device cache only, for all tests with a service on this port.
+
+    With other variables in ``env`` it is another one.
+    """
     return engines.start(
         radix="kvflow",
         max_total_tokens=1280,
         page_size=16,
-        env={"KVFLOW_SERVICE_URL": f"http://127.0.0.1:{port}", "KVFLOW_LEASE_S": "2"},
+        env={
+            "KVFLOW_SERVICE_URL": f"http://127.0.0.1:{port}",
+            "KVFLOW_API_KEY": ADMIN_KEY,
+            "KVFLOW_LEASE_S": str(LEASE_S),
+            **env,
+        },
     )
 
 

@@ -63,6 +63,14 @@ class TestPrefetch:
         assert prefetched["text"] == cold["text"]
         assert _logprobs(prefetched) == pytest.approx(_logprobs(cold), abs=2e-4)
 
+    def test_so_does_one_under_a_salt(self, engines: Engines) -> None:
+        engine = kvflow_engine(engines)
+        cold, prefetched = _cold_and_prefetched(engine, wait_s=1.0, salt="theirs")
+        assert prefetched["meta_info"]["cached_tokens_details"]["host"] == 0
+        assert prefetched["meta_info"]["cached_tokens_details"]["device"] > 200
+        assert prefetched["text"] == cold["text"]
+        assert _logprobs(prefetched) == pytest.approx(_logprobs(cold), abs=2e-4)
+
     def test_flush_while_a_copy_is_under_way(self, engines: Engines) -> None:
         engine = kvflow_engine(engines, env=DELAYED)
         _cold_and_prefetched(engine, wait_s=0, ask_again=False)
@@ -133,9 +141,10 @@ class TestTensorParallel:
         engines.stop(engine)
 
 
-def _body(ids: Sequence[int], **custom_params: Any) -> dict[str, Any]:
+def _body(ids: Sequence[int], salt: str | None = None, **custom_params: Any) -> dict[str, Any]:
     return {
         "input_ids": list(ids),
+        "cache_salt": salt,
         "sampling_params": {
             "temperature": 0,
             "max_new_tokens": 8,
@@ -153,11 +162,13 @@ def _hints(agent_id: str, workflow_id: str, steps: dict[str, int | None]) -> dic
     }
 
 
-def _prepare_prefetch(engine: RunningEngine, cold: list[dict[str, Any]] | None = None) -> list[int]:
+def _prepare_prefetch(
+    engine: RunningEngine, cold: list[dict[str, Any]] | None = None, salt: str | None = None
+) -> list[int]:
     """Have an agent's prefix in host memory alone, and announce that it is called next."""
     workflow_id = agent = f"late-{time.monotonic_ns()}"
     ids = token_ids([{"role": "system", "content": " ".join(words(workflow_id, 240))}])
-    answer = engine.generate(**_body(ids, **_hints(agent, workflow_id, {agent: None})))
+    answer = engine.generate(**_body(ids, salt, **_hints(agent, workflow_id, {agent: None})))
     if cold is not None:
         cold.append(answer)
     for number in range(5):
@@ -165,17 +176,17 @@ def _prepare_prefetch(engine: RunningEngine, cold: list[dict[str, Any]] | None =
         engine.chat([{"role": "user", "content": text}])
     # No step has been timed yet, so nothing tells that the copy will come too late.
     short = token_ids([{"role": "user", "content": "Hello."}])
-    engine.generate(**_body(short, **_hints("first", workflow_id, {"first": 0, agent: 1})))
+    engine.generate(**_body(short, salt, **_hints("first", workflow_id, {"first": 0, agent: 1})))
     return ids
 
 
 def _cold_and_prefetched(
-    engine: RunningEngine, *, wait_s: float, ask_again: bool = True
+    engine: RunningEngine, *, wait_s: float, ask_again: bool = True, salt: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     cold: list[dict[str, Any]] = []
-    ids = _prepare_prefetch(engine, cold)
+    ids = _prepare_prefetch(engine, cold, salt)
     time.sleep(wait_s)
-    return cold[0], engine.generate(**_body(ids)) if ask_again else {}
+    return cold[0], engine.generate(**_body(ids, salt)) if ask_again else {}
 
 
 def _logprobs(answer: dict[str, Any]) -> list[float]:

@@ -35,6 +35,11 @@ def texts(answers: list[Answer]) -> list[str]:
     return [answer.text for answer in answers]
 
 
+def on_device(answers: list[Answer]) -> int:
+    """How many found all that was cached for them on the device."""
+    return sum(a.device_tokens == a.cached_tokens > 0 for a in answers)
+
+
 class TestStorageTier:
     def test_what_only_the_storage_has_is_on_the_device_when_called(
         self, engines: Engines, tmp_path: Path
@@ -51,16 +56,26 @@ class TestStorageTier:
         ring = Ring(agents=8, prefix_words=400)
         cold = ring.round(engine, 0)
         time.sleep(1)  # for what is on its way to the files
-        answers = [ring.round(engine, 0), ring.round(engine, 0)]
-        predicted = answers[0] + answers[1]
-        fetched = engine.metric("kvflow_prefetched_tokens_total", copy="fetch")
-        assert fetched > 2000
-        assert hit_rate(predicted) > 0.8
-        on_device = sum(a.device_tokens == a.cached_tokens > 0 for a in predicted)
-        assert on_device >= 0.9 * len(predicted)
+        answers = ring.round(engine, 0)
+        assert engine.metric("kvflow_prefetched_tokens_total", copy="fetch") > 1000
+        assert hit_rate(answers) > 0.8
+        assert on_device(answers) >= 7
         # The same questions again: greedy answers do not depend on where the prefix came from.
-        assert texts(answers[0]) == texts(cold)
-        assert texts(answers[1]) == texts(cold)
+        assert texts(answers) == texts(cold)
+
+        # Another workflow has the same agents under a salt. Storage has their prefixes twice then,
+        # and brought are those that this workflow reads.
+        idle = {f"a{n}": None for n in range(8)}
+        params = {"kvflow": {"workflow_id": "ring", "agent_id": "a0"}, "kvflow_steps": idle}
+        engine.chat([{"role": "user", "content": "Thank you."}], custom_params=params)
+        ring = Ring(agents=8, prefix_words=400, workflow_id="salted")
+        salted = ring.round(engine, 0, cache_salt="theirs")
+        assert hit_rate(salted) == 0
+        time.sleep(1)
+        answers = ring.round(engine, 0, cache_salt="theirs")
+        assert hit_rate(answers) > 0.8
+        assert on_device(answers) >= 7
+        assert texts(answers) == texts(salted) == texts(cold)
         assert engine.process.is_running()
         engines.stop(engine)  # its files go with the test's folder
 

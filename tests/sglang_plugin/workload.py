@@ -8,7 +8,7 @@ from typing import Any
 
 from kvflow.engine import resolve_model
 from kvflow.eviction import CachedCall, clairvoyant_hit_tokens
-from tests.engines import Answer, RunningEngine, words
+from tests.engines import Answer, Caller, RunningEngine, words
 
 PAGE_SIZE = 16
 
@@ -57,18 +57,22 @@ class Ring:
         """Call every agent once, in order."""
         answers = []
         for agent in range(self.agents):
-            messages = self.messages(agent, round_number)
             params: dict[str, Any] = {
                 "kvflow": {"workflow_id": self.workflow_id, "agent_id": f"a{agent}"}
             }
             if in_band:
                 params["kvflow_steps"] = self.steps(agent)
-            answer = engine.chat(messages, max_tokens=self.max_tokens, custom_params=params, **body)
-            # The last token generated has no KV.
-            generated = [-1] * (answer.body["usage"]["completion_tokens"] - 1)
-            self.calls.append(CachedCall(token_ids(messages), generated))
-            answers.append(answer)
+            answers.append(self.call(engine, agent, round_number, custom_params=params, **body))
         return answers
+
+    def call(self, caller: Caller, agent: int, round_number: int, **request: Any) -> Answer:
+        """Call one agent; ``request`` goes to ``Caller.chat``."""
+        messages = self.messages(agent, round_number)
+        answer = caller.chat(messages, max_tokens=self.max_tokens, **request)
+        # The last token generated has no KV.
+        generated = [-1] * (answer.body["usage"]["completion_tokens"] - 1)
+        self.calls.append(CachedCall(token_ids(messages), generated))
+        return answer
 
     def best_hit_tokens(self, capacity_tokens: int) -> list[int]:
         """What the best policy could have hit, per call made so far."""
