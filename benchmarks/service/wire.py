@@ -17,7 +17,6 @@ from typing import Any, Final, cast
 __all__ = ["Answer", "Connection", "StreamReader", "request"]
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_SEEN: Final = re.compile(rb'"workflow_id":"([^"]+)","version":(\d+)')
 _MESSAGE_END: Final = b"\n\n\r\n"  # of a message that is one chunk
 
 
@@ -101,23 +100,19 @@ class Connection(asyncio.Protocol):
 
 
 class StreamReader(asyncio.Protocol):
-    """One engine's stream: calls ``seen(reader, workflow_id, version, at_s)`` for every state.
-
-    ``last`` has the last version that was seen of each workflow, ``messages`` how many there were.
-    """
+    """One engine's stream: calls ``received(reader, messages, at_s)`` for what has come whole."""
 
     def __init__(
         self,
         engine_id: str,
-        seen: Callable[[StreamReader, bytes, int, float], None],
+        received: Callable[[StreamReader, bytes, float], None],
         path: str | None = None,
     ) -> None:
         self.messages = 0
-        self.last: dict[bytes, int] = {}
         self.lost = False
         self.connected = asyncio.Event()
         self._path = path or f"/v1/engines/stream?engine_id={engine_id}"
-        self._seen = seen
+        self._received = received
         self._rest: deque[bytes] = deque()
         self._transport: asyncio.Transport | None = None
 
@@ -140,8 +135,7 @@ class StreamReader(asyncio.Protocol):
             self._rest.clear()
         self.messages += data.count(_MESSAGE_END)
         self.connected.set()
-        for workflow_id, version in _SEEN.findall(data):
-            self._seen(self, workflow_id, int(version), at_s)
+        self._received(self, data, at_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

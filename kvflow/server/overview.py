@@ -18,7 +18,8 @@ from kvflow.server.overview_models import (
 )
 from kvflow.server.report_views import agent_placement, engine_summary, figures
 from kvflow.server.store import WorkflowRecord
-from kvflow.server.stream import EngineStreams, Subscription
+from kvflow.server.stream import EngineStreams
+from kvflow.server.subscription import Subscription
 from kvflow.server.views import workflow_view
 from kvflow.server.workflows import Workflows
 

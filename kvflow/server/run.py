@@ -15,7 +15,7 @@ import uvicorn
 from kvflow import __version__
 from kvflow.errors import EnvironmentProblemError
 from kvflow.server.app import Service, build_service
-from kvflow.server.bounded_head import http_protocol
+from kvflow.server.http_protocol import http_protocol
 from kvflow.server.logs import configure_logging
 from kvflow.server.settings import ServiceSettings
 from kvflow.server.store.place import default_database

@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager, aclosing, contextmanager
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvflow.server.stream import EngineStreams, Subscription
+from kvflow.server.direct_write import ChunkWriter, chunk_writer
+from kvflow.server.stream import EngineStreams
+from kvflow.server.subscription import Subscription
 
 __all__ = ["EngineStreamResponse", "MakeMessage", "SseResponse"]
 
@@ -99,12 +101,19 @@ class EngineStreamResponse(SseResponse):
         super().__init__(f"engine {engine_id or '(unnamed)'}", stall_s)
         self._streams = streams
         self._engine_id = engine_id
+        self._direct: ChunkWriter | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._direct = chunk_writer(scope)
+        await super().__call__(scope, receive, send)
 
     @contextmanager
     def subscribed(self) -> Iterator[AsyncGenerator[MakeMessage, None]]:
         with self._streams.subscribe(self._engine_id) as subscription:
             self.reader = f"engine {subscription.engine_id}"
             logger.info("%s connected", self.reader)
+            # Used when there is nothing to send in the other way, so never before the snapshot.
+            subscription.direct = self._direct
             try:
                 yield _engine_messages(subscription)
             finally:

@@ -1,80 +1,93 @@
-"""Who is woken when, with an event loop that others use as well."""
+"""Who gets a turn when, with an event loop that others use as well."""
 
 from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
 
-from kvflow.server.event_bus import EventBus
 from kvflow.server.fan_out import FanOut
-from kvflow.server.metrics import ServiceMetrics
-from kvflow.server.stream import EngineStreams
-from tests.server.workflow_bodies import record
 
 
-def waiting(fan_out: FanOut, count: int) -> list[asyncio.Event]:
-    events = [asyncio.Event() for _ in range(count)]
-    for one in events:
+class Listener:
+    """Counts its turns; goes on waiting if it is told so."""
+
+    def __init__(self, *, goes_on: bool = True) -> None:
+        self.turns = 0
+        self.goes_on = goes_on
+
+    def take_turn(self) -> bool:
+        self.turns += 1
+        return self.goes_on
+
+
+def waiting(fan_out: FanOut, count: int, *, goes_on: bool = True) -> list[Listener]:
+    listeners = [Listener(goes_on=goes_on) for _ in range(count)]
+    for one in listeners:
         fan_out.wait_for_news(one)
-    return events
+    return listeners
 
 
-async def test_all_are_woken_in_turns_between_which_others_run() -> None:
+async def test_all_get_a_turn_and_between_slices_others_run() -> None:
     fan_out = FanOut()
-    events = waiting(fan_out, 1_000)
+    listeners = waiting(fan_out, 1_000)
 
     fan_out.all()
 
-    woken = [sum(one.is_set() for one in events)]
-    while woken[-1] < len(events):
+    told = [sum(one.turns for one in listeners)]
+    while told[-1] < len(listeners):
         await asyncio.sleep(0)
-        woken.append(sum(one.is_set() for one in events))
-    assert woken[0] == 0
-    assert max(after - before for before, after in pairwise(woken)) <= 16
-    assert len(woken) >= 1_000 / 16
+        told.append(sum(one.turns for one in listeners))
+    assert told[0] == 0
+    assert max(after - before for before, after in pairwise(told)) <= 16
+    assert len(told) >= 1_000 / 16
+    await asyncio.sleep(0.01)
+    assert {one.turns for one in listeners} == {1}
 
 
-async def test_one_that_left_or_does_not_wait_is_not_woken() -> None:
+async def test_changes_before_its_turn_are_one_turn() -> None:
     fan_out = FanOut()
-    gone, named, other = waiting(fan_out, 3)
+    (listener,) = waiting(fan_out, 1)
+    fan_out.all()
+    fan_out.all()
+    await asyncio.sleep(0.01)
+    assert listener.turns == 1
+
+    fan_out.all()
+    await asyncio.sleep(0.01)
+
+    assert listener.turns == 2
+
+
+async def test_whoever_was_told_before_a_change_is_told_again_and_nobody_is_passed_over() -> None:
+    fan_out = FanOut()
+    listeners = waiting(fan_out, 100)
+    fan_out.all()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    early = [one for one in listeners if one.turns]
+    assert 0 < len(early) < 100
+
+    fan_out.all()
+    await asyncio.sleep(0.05)
+
+    assert all(one.turns == (2 if one in early else 1) for one in listeners)
+
+
+async def test_one_that_left_or_does_not_wait_gets_no_turn() -> None:
+    fan_out = FanOut()
+    gone, stays = waiting(fan_out, 2)
+    (busy,) = waiting(fan_out, 1, goes_on=False)
     fan_out.forget(gone)
 
-    fan_out.some([named, gone, asyncio.Event()])
-    await asyncio.sleep(0.01)
-
-    assert [one.is_set() for one in (gone, named, other)] == [False, True, False]
-
-
-async def test_a_change_before_its_turn_needs_no_second_wake() -> None:
-    fan_out = FanOut()
-    (wake,) = waiting(fan_out, 1)
-    fan_out.all()
     fan_out.all()
     await asyncio.sleep(0.01)
-    assert wake.is_set()
-
-    fan_out.wait_for_news(wake)
+    assert (gone.turns, stays.turns, busy.turns) == (0, 1, 1)
+    fan_out.all()
     await asyncio.sleep(0.01)
+    assert (stays.turns, busy.turns) == (2, 1)
 
-    assert not wake.is_set()
-
-
-async def test_a_workflow_that_came_and_went_says_nothing() -> None:
-    metrics = ServiceMetrics()
-    streams = EngineStreams(
-        lease_s=10.0, heartbeat_s=60.0, clock=lambda: 0.0, metrics=metrics, bus=EventBus(metrics)
-    )
-    with streams.subscribe("e") as subscription:
-        subscription.snapshot()
-        next_message = asyncio.create_task(subscription.next_message())
-        await asyncio.sleep(0)
-
-        streams.publish(record("w"))
-        streams.close(("c", "w"))
-        await asyncio.sleep(0.05)
-        assert not next_message.done()
-
-        streams.publish(record("w"))
-        make = await asyncio.wait_for(next_message, 10)
-        assert make is not None
-        assert b'"workflow_id":"w"' in make()
+    fan_out.wait_for_news(busy)
+    fan_out.all()
+    fan_out.forget(stays)
+    await asyncio.sleep(0.01)
+    assert (stays.turns, busy.turns) == (2, 2)

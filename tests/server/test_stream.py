@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from kvflow.protocol import Delta, Heartbeat, Snapshot
 from kvflow.server.event_bus import EventBus
 from kvflow.server.metrics import ServiceMetrics
 from kvflow.server.store import WorkflowRecord
-from kvflow.server.stream import EngineStreams, Subscription
+from kvflow.server.stream import EngineStreams
+from kvflow.server.subscription import Subscription
 from tests.server.workflow_bodies import record
 
 
@@ -253,3 +255,135 @@ async def test_one_encoding_serves_all_engines(
         with streams.subscribe(None) as subscription:
             snapshot(subscription)
     assert computed == 1
+
+
+class Writer:
+    """A connection that takes messages while it is free."""
+
+    def __init__(self) -> None:
+        self.free = True
+        self.written: list[bytes] = []
+
+    def is_free(self) -> bool:
+        return self.free
+
+    def write(self, message: bytes) -> None:
+        self.written.append(message)
+
+
+async def waiting(subscription: Subscription) -> asyncio.Task[Callable[[], bytes] | None]:
+    task = asyncio.create_task(subscription.next_message())
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_while_its_connection_is_free_it_is_told_without_the_sender(
+    streams: EngineStreams,
+) -> None:
+    writer = Writer()
+    with streams.subscribe("e") as subscription:
+        subscription.direct = writer
+        snapshot(subscription)
+        sender = await waiting(subscription)
+
+        for count in (1, 2):
+            streams.publish(record(f"w{count}"))
+            await asyncio.sleep(0.01)
+            assert len(writer.written) == count
+        assert not sender.done()
+        assert [ids(parse(one)[1]) for one in writer.written] == [["w1"], ["w2"]]  # type: ignore[arg-type]
+
+        writer.free = False
+        streams.publish(record("w3"))
+        make = await asyncio.wait_for(sender, 5)
+        assert make is not None
+        _, message = parse(make())
+        assert (message.seq, ids(message)) == (3, ["w3"])  # type: ignore[arg-type]
+        assert len(writer.written) == 2
+
+
+async def test_all_who_are_told_without_a_sender_get_every_change_in_sequence(
+    streams: EngineStreams,
+) -> None:
+    writers = [Writer() for _ in range(50)]
+    with ExitStack() as open_ones:
+        senders = []
+        for writer in writers:
+            subscription = open_ones.enter_context(streams.subscribe(None))
+            subscription.direct = writer
+            snapshot(subscription)
+            senders.append(await waiting(subscription))
+        workflow = record("w")
+        for _ in range(20):
+            # Falls into the middle of a round.
+            await asyncio.sleep(0)
+            workflow = advanced(workflow)
+            streams.publish(workflow)
+        await asyncio.sleep(0.05)
+
+        for writer in writers:
+            messages = [parse(one)[1] for one in writer.written]
+            assert [one.seq for one in messages] == list(range(1, len(messages) + 1))
+            versions = [one.workflows[0].version for one in messages]  # type: ignore[union-attr]
+            assert versions == sorted(set(versions))
+            assert versions[-1] == 20
+        for sender in senders:
+            sender.cancel()
+
+
+async def test_a_long_message_goes_on_with_the_sender(streams: EngineStreams) -> None:
+    writer = Writer()
+    with streams.subscribe("e") as subscription:
+        subscription.direct = writer
+        snapshot(subscription)
+        sender = await waiting(subscription)
+        for i in range(2000):
+            streams.publish(record(f"w{i}", agent_id="a" * 200))
+
+        make = await asyncio.wait_for(sender, 5)
+        assert len(writer.written) == 1
+        assert make is not None
+        seen = ids(parse(writer.written[0])[1]) + ids(parse(make())[1])  # type: ignore[arg-type]
+        while subscription.pending:
+            seen += ids(await delta(subscription))
+        assert seen == [f"w{i}" for i in range(2000)]
+
+
+async def test_messages_past_the_sender_put_the_heartbeat_off(streams: EngineStreams) -> None:
+    streams.heartbeat_s = 0.4
+    writer = Writer()
+    with streams.subscribe("e") as subscription:
+        subscription.direct = writer
+        snapshot(subscription)
+        sender = await waiting(subscription)
+        for count in range(8):
+            await asyncio.sleep(0.1)
+            streams.publish(record(f"w{count}"))
+        await asyncio.sleep(0)
+        assert not sender.done()
+        make = await asyncio.wait_for(sender, 5)
+        assert make is not None
+        assert parse(make())[0] == "heartbeat"
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_workflow_that_came_and_went_says_nothing(
+    streams: EngineStreams, direct: bool
+) -> None:
+    writer = Writer()
+    with streams.subscribe("e") as subscription:
+        subscription.direct = writer if direct else None
+        snapshot(subscription)
+        sender = await waiting(subscription)
+
+        streams.publish(record("w"))
+        streams.close(("c", "w"))
+        await asyncio.sleep(0.05)
+        assert not sender.done()
+        assert not writer.written
+
+        streams.publish(record("w"))
+        await asyncio.sleep(0.05)
+        told = writer.written[0] if direct else (sender.result() or bytes)()
+        assert ids(parse(told)[1]) == ["w"]  # type: ignore[arg-type]
+        sender.cancel()

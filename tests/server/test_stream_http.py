@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from kvflow.protocol import Delta, Heartbeat, Snapshot
 from kvflow.server import ServiceSettings
+from kvflow.server.direct_write import ChunkWriter
 from tests.server.running import (
     PATIENCE_S,
     RunningService,
@@ -181,3 +182,27 @@ def test_an_engine_that_does_not_read_holds_nobody_up(
             assert chunk
             received += chunk
         assert received.count(b"event: delta") < events
+
+
+def test_changes_are_written_past_the_server_as_long_as_they_are_read(
+    running: RunningService, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct: list[bytes] = []
+    write = ChunkWriter.write
+
+    def counted(self: ChunkWriter, message: bytes) -> None:
+        direct.append(message)
+        write(self, message)
+
+    monkeypatch.setattr(ChunkWriter, "write", counted)
+    http.post("/v1/workflows", json=cycle("w"))
+    with stream(http) as reader:
+        assert isinstance(reader.next(), Snapshot)
+        for seq in range(1, 40):
+            http.post("/v1/workflows/w/events", json=[started("a0"), finished("a0")])
+            message = reader.next()
+            assert isinstance(message, Delta)
+            assert (message.seq, message.workflows[0].version) == (seq, 2 * seq)
+    # The first may still be the sender's, which has just sent the snapshot.
+    assert len(direct) >= 30
+    eventually(lambda: not running.service.streams.subscriptions)

@@ -21,7 +21,7 @@ from kvflow.errors import GraphError
 from kvflow.server import ServiceSettings, build_service
 from kvflow.server.store import MemoryStore, WorkflowStore, encoding
 from kvflow.server.store.sqlite import SQLiteStore
-from kvflow.server.stream import Subscription
+from kvflow.server.subscription import Subscription
 from tests.server.conftest import FakeClock
 from tests.server.workflow_model import ModelWorkflow, Refused, ServiceModel
 

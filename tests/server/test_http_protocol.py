@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvflow.server import ServiceSettings
-from kvflow.server.bounded_head import MAX_HEAD_BYTES
+from kvflow.server.http_protocol import MAX_HEAD_BYTES
 from tests.server.running import PATIENCE_S, RunningService, running_service
 
 
