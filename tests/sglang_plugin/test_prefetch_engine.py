@@ -144,7 +144,7 @@ class TestTensorParallel:
 def _body(ids: Sequence[int], salt: str | None = None, **custom_params: Any) -> dict[str, Any]:
     return {
         "input_ids": list(ids),
-        "cache_salt": salt,
+        **({} if salt is None else {"cache_salt": salt}),
         "sampling_params": {
             "temperature": 0,
             "max_new_tokens": 8,
