@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from contextlib import ExitStack
 from typing import Final, Protocol
+
+from kvflow.server.turns import long_work
 
 __all__ = ["FanOut", "Waiting"]
 
@@ -32,6 +35,7 @@ class FanOut:
         self._idle: dict[Waiting, None] = {}
         self._turns: OrderedDict[Waiting, None] = OrderedDict()
         self._scheduled = False
+        self._round = ExitStack()
 
     def wait_for_news(self, one: Waiting) -> None:
         """It gets a turn after the next change. Called in the event loop."""
@@ -49,6 +53,9 @@ class FanOut:
             self._turns.update(self._idle)
             self._idle.clear()
         if self._turns and not self._scheduled:
+            # More than a slice takes turns of the loop, as long work does.
+            if len(self._turns) > _SLICE:
+                self._round.enter_context(long_work())
             self._schedule()
 
     def _schedule(self) -> None:
@@ -63,3 +70,5 @@ class FanOut:
                 self._idle[one] = None
         if self._turns:
             self._schedule()
+        else:
+            self._round.close()
