@@ -570,7 +570,9 @@ class EngineView(_Lenient):
     engine_id: str
     connected_for_s: float
     last_seq: int = Field(description="Sequence number of the last message handed to it.")
-    pending: int = Field(description="Workflows that changed and have not been sent to it yet.")
+    pending: int = Field(
+        description="Workflows that changed and have not been sent to it yet; above 1,000: at most."
+    )
     report: EngineSummary | None = Field(
         default=None, description="null: it does not report, or has stopped ten minutes ago."
     )
