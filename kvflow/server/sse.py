@@ -112,12 +112,23 @@ class EngineStreamResponse(SseResponse):
         with self._streams.subscribe(self._engine_id) as subscription:
             self.reader = f"engine {subscription.engine_id}"
             logger.info("%s connected", self.reader)
+            self._warn_of_a_namesake(subscription)
             # Used when there is nothing to send in the other way, so never before the snapshot.
             subscription.direct = self._direct
             try:
                 yield _engine_messages(subscription)
             finally:
                 logger.info("%s disconnected", self.reader)
+
+    def _warn_of_a_namesake(self, subscription: Subscription) -> None:
+        name = subscription.engine_id
+        if sum(one.engine_id == name for one in self._streams.subscriptions) > 1:
+            logger.warning(
+                "engine %s is connected already. If that is another engine, its reports and this "
+                "one's are taken for each other's: give each a KVFLOW_ENGINE_ID of its own. "
+                "If it is the same one back after a broken connection, all is well",
+                name,
+            )
 
 
 async def _engine_messages(subscription: Subscription) -> AsyncGenerator[MakeMessage, None]:

@@ -123,6 +123,23 @@ async def test_a_lost_reader_is_unsubscribed_while_idle_and_while_stuck(
     assert streams.subscriptions == ()
 
 
+async def test_two_engines_of_one_name_are_told_of(
+    streams: EngineStreams, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Connection(), Connection()
+    tasks = []
+    for one in (first, second):
+        assert "KVFLOW_ENGINE_ID" not in caplog.text
+        one.open.set()
+        tasks.append(respond(streams, one))
+        await one.until(1)
+
+    assert "engine e is connected already" in caplog.text
+    first.gone.set()
+    second.gone.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), WAIT_S)
+
+
 async def test_cancelling_the_response_unsubscribes(streams: EngineStreams) -> None:
     connection = Connection()
     connection.open.set()
