@@ -67,7 +67,7 @@ test-versions: ## Try the plugin in every SGLang it supports (takes ten minutes,
 	@$(find_python); $$python requirements/install.py --device "$(DEVICE)" --dev --all-versions
 	@KVFLOW_TEST_SGLANG_VERSIONS=all $(BIN)/pytest -o cache_dir=$(TOOL_CACHE)/pytest --basetemp=$(TOOL_CACHE)/tmp tests/sglang_plugin/test_sglang_versions.py
 
-soak: install-dev ## The fault tests in full and half an hour of load (takes about an hour)
+soak: install-dev ## The fault tests in full and half an hour of load (takes more than an hour)
 	@KVFLOW_SOAK=1 $(BIN)/pytest -o cache_dir=$(TOOL_CACHE)/pytest --basetemp=$(TOOL_CACHE)/tmp --timeout 7200 tests/server/durability tests/server/test_workflow_machine.py tests/server/test_openapi_fuzz.py $(ARGS)
 	@$(BIN)/python -m benchmarks.service.soak
 
