@@ -176,9 +176,8 @@ def build_service(
         async with asyncio.TaskGroup() as tasks:
             sweeper = tasks.create_task(
                 _sweep_forever(
-                    streams,
                     (
-                        *(kept.keep_time, sightings.look, separation.look),
+                        *(expire_hints, kept.keep_time, sightings.look, separation.look),
                         *(workflows.sweep, persistence.look),
                     ),
                     settings.sweep_interval_s,
@@ -205,6 +204,9 @@ def build_service(
                 await asyncio.to_thread(recorder.stop)
         if step_spans is not None:
             await asyncio.to_thread(step_spans.shutdown)
+
+    async def expire_hints() -> None:
+        streams.expire_hints()
 
     def unready_because() -> str | None:
         if streams.shutting_down:
@@ -265,13 +267,10 @@ def build_service(
 
 
 async def _sweep_forever(
-    streams: EngineStreams,
-    chores: Sequence[Callable[[], Awaitable[object]]],
-    interval_s: float,
+    chores: Sequence[Callable[[], Awaitable[object]]], interval_s: float
 ) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        streams.expire_hints()
         for chore in chores:
             try:
                 await chore()
