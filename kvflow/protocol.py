@@ -23,6 +23,8 @@ __all__ = [
     "DEFAULT_CLIENT_ID",
     "DEFAULT_LEASE_S",
     "DEFAULT_TTL_S",
+    "HEARTBEATS_PER_LEASE",
+    "MAX_IDENTIFIER_CHARS",
     "MAX_REPORTED_AGENTS",
     "AgentSpec",
     "AgentView",
@@ -69,13 +71,16 @@ TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]
 DEFAULT_CLIENT_ID: Final = "default"
 DEFAULT_TTL_S: Final = 600.0
 DEFAULT_LEASE_S: Final = 10.0
+HEARTBEATS_PER_LEASE: Final = 3
+"""How often a service with nothing to tell says that it is there, at least."""
 MAX_TTL_S: Final = 30 * 24 * 3600.0
+MAX_IDENTIFIER_CHARS: Final = 256
 
 Identifier = Annotated[
     str,
     Field(
         min_length=1,
-        max_length=256,
+        max_length=MAX_IDENTIFIER_CHARS,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*$",
         description="Letters, digits and . _ : @ - ; starts with a letter or digit.",
     ),

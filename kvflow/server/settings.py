@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kvflow.protocol import DEFAULT_LEASE_S, Identifier
+from kvflow.protocol import DEFAULT_LEASE_S, HEARTBEATS_PER_LEASE, Identifier
 from kvflow.server.logs import LogFormat
 from kvflow.server.mqtt_url import check_mqtt_url
 from kvflow.server.store.place import check_database, masked
@@ -222,7 +222,7 @@ class ServiceSettings(BaseSettings):
     @property
     def heartbeat_s(self) -> float:
         """Longest silence on a stream, in seconds."""
-        return self.lease_s / 3
+        return self.lease_s / HEARTBEATS_PER_LEASE
 
     @property
     def stall_s(self) -> float:

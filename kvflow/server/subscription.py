@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectWriter", "News", "Subscription"]
 
-_SNAPSHOT: Final = b'id: %d\nevent: snapshot\ndata: {"seq":%d,"lease_s":%s,"more":%s%b'
-_DELTA: Final = b'id: %d\nevent: delta\ndata: {"seq":%d%b'
+# Put together by hand: a model takes longer than all else that sending a message takes.
+_SNAPSHOT: Final = (
+    b'id: %d\nevent: snapshot\ndata: {"seq":%d,"lease_s":%b,"more":%b,"workflows":[%b]}\n\n'
+)
+_DELTA: Final = (
+    b'id: %d\nevent: delta\ndata: {"seq":%d,"closed":[%b],"more":%b,"workflows":[%b]}\n\n'
+)
 _HEARTBEAT: Final = b'id: %d\nevent: heartbeat\ndata: {"seq":%d}\n\n'
 
 
@@ -35,22 +40,9 @@ class News:
     workflow_count: int
     closed: bytes
     workflows: bytes
-    states: bytes = field(init=False)
-    delta: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Put together by hand: a model takes longer than all else that sending a message takes.
-        object.__setattr__(self, "states", b',"workflows":[%b]}\n\n' % self.workflows)
-        object.__setattr__(self, "delta", self._delta(b"false"))
 
     def __bool__(self) -> bool:
         return bool(self.workflows or self.closed)
-
-    def delta_with_more(self) -> bytes:
-        return self._delta(b"true")
-
-    def _delta(self, more: bytes) -> bytes:
-        return b',"closed":[%b],"more":%b%b' % (self.closed, more, self.states)
 
 
 class DirectWriter(Protocol):
@@ -93,9 +85,8 @@ class Subscription:
     def snapshot(self) -> bytes:
         """The first message."""
         news = self._take("snapshot")
-        seq = self.last_seq
-        more = b"true" if self._said_more else b"false"
-        return _SNAPSHOT % (seq, seq, str(self._streams.lease_s).encode(), more, news.states)
+        seq, lease_s = self.last_seq, str(self._streams.lease_s).encode()
+        return _SNAPSHOT % (seq, seq, lease_s, self._more(), news.workflows)
 
     async def next_message(self) -> Callable[[], bytes] | None:
         """Wait until there is something to say; the message is made by calling the answer.
@@ -125,21 +116,23 @@ class Subscription:
 
         Whether it is said, so that the subscription waits for news again.
         """
-        if self._said_more or self._streams.shutting_down:
+        told = self._tell_directly()
+        if not told:
             self.wake.set()
+        return told
+
+    def _tell_directly(self) -> bool:
+        """Whether all is said."""
+        if self._said_more or self._streams.shutting_down:
             return False
         news = self._streams.news_since(self.position)
         if not news:
             self.position = news.position
             return True
         if self.direct is None or not self.direct.is_free():
-            self.wake.set()
             return False
         self.direct.write(self._delta())
-        if self._said_more or self.position != self._streams.last_change:
-            self.wake.set()
-            return False
-        return True
+        return not self._said_more and self.position == self._streams.last_change
 
     def _has_news(self) -> bool:
         return (
@@ -150,8 +143,11 @@ class Subscription:
 
     def _delta(self) -> bytes:
         news = self._take("delta")
-        rest = news.delta_with_more() if self._said_more else news.delta
-        return _DELTA % (self.last_seq, self.last_seq, rest)
+        seq = self.last_seq
+        return _DELTA % (seq, seq, news.closed, self._more(), news.workflows)
+
+    def _more(self) -> bytes:
+        return b"true" if self._said_more else b"false"
 
     def _heartbeat(self) -> bytes:
         self._said("heartbeat")

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from kvflow.protocol import (
     DEFAULT_LEASE_S,
+    HEARTBEATS_PER_LEASE,
     ClosedWorkflow,
     Delta,
     Heartbeat,
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 BACKOFF_S = (0.1, 5.0)
-HEARTBEATS_PER_LEASE = 3
-"""The service's own, ``ServiceSettings.heartbeat_s``."""
 WORKFLOWS_PER_MESSAGE = 100
 _HINTS = {
     401: "; set KVFLOW_API_KEY to a key of the service",

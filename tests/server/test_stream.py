@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -39,9 +39,17 @@ def parse(message: bytes) -> tuple[str, Snapshot | Delta | Heartbeat]:
 
 
 async def delta(subscription: Subscription) -> Delta:
-    make = await asyncio.wait_for(subscription.next_message(), 5)
+    return parse_delta(await made(subscription.next_message()))
+
+
+async def made(message: Awaitable[Callable[[], bytes] | None]) -> bytes:
+    make = await asyncio.wait_for(message, 5)
     assert make is not None
-    event, message = parse(make())
+    return make()
+
+
+def parse_delta(content: bytes) -> Delta:
+    event, message = parse(content)
     assert event == "delta"
     assert isinstance(message, Delta)
     return message
@@ -271,10 +279,15 @@ class Writer:
         self.written.append(message)
 
 
-async def waiting(subscription: Subscription) -> asyncio.Task[Callable[[], bytes] | None]:
-    task = asyncio.create_task(subscription.next_message())
+async def connected(
+    subscription: Subscription, writer: Writer | None
+) -> asyncio.Task[Callable[[], bytes] | None]:
+    """Has the snapshot; the answer is what its sender waits for."""
+    subscription.direct = writer
+    snapshot(subscription)
+    sender = asyncio.create_task(subscription.next_message())
     await asyncio.sleep(0)
-    return task
+    return sender
 
 
 async def test_while_its_connection_is_free_it_is_told_without_the_sender(
@@ -282,23 +295,19 @@ async def test_while_its_connection_is_free_it_is_told_without_the_sender(
 ) -> None:
     writer = Writer()
     with streams.subscribe("e") as subscription:
-        subscription.direct = writer
-        snapshot(subscription)
-        sender = await waiting(subscription)
+        sender = await connected(subscription, writer)
 
         for count in (1, 2):
             streams.publish(record(f"w{count}"))
             await asyncio.sleep(0.01)
             assert len(writer.written) == count
         assert not sender.done()
-        assert [ids(parse(one)[1]) for one in writer.written] == [["w1"], ["w2"]]  # type: ignore[arg-type]
+        assert [ids(parse_delta(one)) for one in writer.written] == [["w1"], ["w2"]]
 
         writer.free = False
         streams.publish(record("w3"))
-        make = await asyncio.wait_for(sender, 5)
-        assert make is not None
-        _, message = parse(make())
-        assert (message.seq, ids(message)) == (3, ["w3"])  # type: ignore[arg-type]
+        message = parse_delta(await made(sender))
+        assert (message.seq, ids(message)) == (3, ["w3"])
         assert len(writer.written) == 2
 
 
@@ -310,9 +319,7 @@ async def test_all_who_are_told_without_a_sender_get_every_change_in_sequence(
         senders = []
         for writer in writers:
             subscription = open_ones.enter_context(streams.subscribe(None))
-            subscription.direct = writer
-            snapshot(subscription)
-            senders.append(await waiting(subscription))
+            senders.append(await connected(subscription, writer))
         workflow = record("w")
         for _ in range(20):
             # Falls into the middle of a round.
@@ -322,9 +329,9 @@ async def test_all_who_are_told_without_a_sender_get_every_change_in_sequence(
         await asyncio.sleep(0.05)
 
         for writer in writers:
-            messages = [parse(one)[1] for one in writer.written]
+            messages = [parse_delta(one) for one in writer.written]
             assert [one.seq for one in messages] == list(range(1, len(messages) + 1))
-            versions = [one.workflows[0].version for one in messages]  # type: ignore[union-attr]
+            versions = [one.workflows[0].version for one in messages]
             assert versions == sorted(set(versions))
             assert versions[-1] == 20
         for sender in senders:
@@ -334,36 +341,29 @@ async def test_all_who_are_told_without_a_sender_get_every_change_in_sequence(
 async def test_a_long_message_goes_on_with_the_sender(streams: EngineStreams) -> None:
     writer = Writer()
     with streams.subscribe("e") as subscription:
-        subscription.direct = writer
-        snapshot(subscription)
-        sender = await waiting(subscription)
+        sender = await connected(subscription, writer)
         for i in range(2000):
             streams.publish(record(f"w{i}", agent_id="a" * 200))
 
-        make = await asyncio.wait_for(sender, 5)
+        following = await made(sender)
         assert len(writer.written) == 1
-        assert make is not None
-        seen = ids(parse(writer.written[0])[1]) + ids(parse(make())[1])  # type: ignore[arg-type]
+        seen = ids(parse_delta(writer.written[0])) + ids(parse_delta(following))
         while subscription.pending:
             seen += ids(await delta(subscription))
         assert seen == [f"w{i}" for i in range(2000)]
 
 
 async def test_messages_past_the_sender_put_the_heartbeat_off(streams: EngineStreams) -> None:
-    streams.heartbeat_s = 0.4
+    streams.heartbeat_s = 1.5
     writer = Writer()
     with streams.subscribe("e") as subscription:
-        subscription.direct = writer
-        snapshot(subscription)
-        sender = await waiting(subscription)
+        sender = await connected(subscription, writer)
         for count in range(8):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
             streams.publish(record(f"w{count}"))
         await asyncio.sleep(0)
         assert not sender.done()
-        make = await asyncio.wait_for(sender, 5)
-        assert make is not None
-        assert parse(make())[0] == "heartbeat"
+        assert parse(await made(sender))[0] == "heartbeat"
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -372,9 +372,7 @@ async def test_a_workflow_that_came_and_went_says_nothing(
 ) -> None:
     writer = Writer()
     with streams.subscribe("e") as subscription:
-        subscription.direct = writer if direct else None
-        snapshot(subscription)
-        sender = await waiting(subscription)
+        sender = await connected(subscription, writer if direct else None)
 
         streams.publish(record("w"))
         streams.close(("c", "w"))
@@ -385,5 +383,5 @@ async def test_a_workflow_that_came_and_went_says_nothing(
         streams.publish(record("w"))
         await asyncio.sleep(0.05)
         told = writer.written[0] if direct else (sender.result() or bytes)()
-        assert ids(parse(told)[1]) == ["w"]  # type: ignore[arg-type]
+        assert ids(parse_delta(told)) == ["w"]
         sender.cancel()

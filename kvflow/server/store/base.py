@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from kvflow.errors import KVFlowError
 from kvflow.graph import INFINITE_STEPS, AgentStepGraph, WorkflowState
 from kvflow.graph.learning import LearnedState
-from kvflow.protocol import StepEvent, WorkflowSteps
+from kvflow.protocol import MAX_IDENTIFIER_CHARS, StepEvent, WorkflowSteps
 
 __all__ = [
     "Change",
@@ -28,8 +28,6 @@ __all__ = [
     "WorkflowRecord",
     "WorkflowStore",
 ]
-
-_MAX_IDENTIFIER: Final = 256
 
 NoteKind = Literal["client", "engine"]
 """What the service remembers beside workflows: clients and engines, by their ids."""
@@ -138,10 +136,10 @@ class WorkflowRecord:
         if not self.namespace:
             return self.workflow_id
         both = f"{self.namespace}:{self.workflow_id}"
-        if ":" not in self.namespace and len(both) <= _MAX_IDENTIFIER:
+        if ":" not in self.namespace and len(both) <= MAX_IDENTIFIER_CHARS:
             return both
         digest = hashlib.sha256("\0".join(self.key).encode()).hexdigest()[:32]
-        return f"{digest}:{self.namespace[:100]}:{self.workflow_id}"[:_MAX_IDENTIFIER]
+        return f"{digest}:{self.namespace[:100]}:{self.workflow_id}"[:MAX_IDENTIFIER_CHARS]
 
     @property
     def version(self) -> int:

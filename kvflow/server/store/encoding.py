@@ -14,6 +14,7 @@ from kvflow.protocol import AgentSpec, EdgeSpec, StepEvent
 from kvflow.server.store.base import WorkflowRecord
 
 __all__ = [
+    "UNREADABLE",
     "details_text",
     "events_text",
     "graph_from_text",
@@ -23,6 +24,9 @@ __all__ = [
     "state_is_due",
     "state_text",
 ]
+
+UNREADABLE: Final = (KVFlowError, ValueError, KeyError, TypeError, IndexError)
+"""What reading a workflow back raises if its texts are damaged or of another version."""
 
 _JOURNAL_CHARS: Final = 4096
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
-from kvflow.errors import KVFlowError
 from kvflow.graph import AgentStepGraph
 from kvflow.server.store.base import (
     LearnedKey,
@@ -21,7 +20,7 @@ from kvflow.server.store.base import (
     WorkflowKey,
     WorkflowRecord,
 )
-from kvflow.server.store.encoding import graph_from_text, replay, state_from_text
+from kvflow.server.store.encoding import UNREADABLE, graph_from_text, replay, state_from_text
 from kvflow.server.store.sqlite_file import DatabaseFile, cause
 
 __all__ = ["Found", "Listed", "Reader"]
@@ -168,7 +167,7 @@ class Reader:
     def _legible(self, row: int) -> Found | None:
         try:
             return self._workflow(row)
-        except (KVFlowError, ValueError, KeyError, TypeError, IndexError):
+        except UNREADABLE:
             logger.exception("workflow number %d in %s cannot be read back", row, self._path)
             return Found(row, None)
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from kvflow.errors import KVFlowError
 from kvflow.graph import AgentStepGraph
 from kvflow.protocol import StepEvent
 from kvflow.server.store.base import (
@@ -28,6 +27,7 @@ from kvflow.server.store.base import (
     WorkflowRecord,
 )
 from kvflow.server.store.encoding import (
+    UNREADABLE,
     details_text,
     events_text,
     graph_from_text,
@@ -157,7 +157,7 @@ class ValkeyStore:
             return known.record
         try:
             read = self._decoded(key, *found)
-        except (KVFlowError, ValueError, KeyError, TypeError, IndexError):
+        except UNREADABLE:
             logger.exception("workflow %r cannot be read back and is dropped", "/".join(key))
             await self._drop(key, found[0])
             return None
